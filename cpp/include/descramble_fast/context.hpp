@@ -1,0 +1,39 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "descramble_fast/export.hpp"
+
+namespace descramble_fast {
+
+/// How a call is to run.
+struct Context {
+  /// Threads to use; 0 takes num_threads().
+  int threads = 0;
+  /// Called now and then from the calling thread in long work, between steps that can be abandoned.
+  /// It cancels the call by throwing; the call then leaves all state as it was.
+  std::function<void()> poll;
+};
+
+/// The default thread count: the last set_num_threads(), else DESCRAMBLE_FAST_NUM_THREADS, else
+/// OMP_NUM_THREADS, else what the CPU affinity and the cgroup quota allow.
+DESCRAMBLE_FAST_EXPORT int num_threads();
+
+/// Sets the default for the process; 0 returns to the environment's. Throws InvalidArgument below
+/// 0.
+DESCRAMBLE_FAST_EXPORT void set_num_threads(int threads);
+
+/// The way a result came about: device, working precision, driver, and every fallback taken.
+struct Route {
+  std::string device = "cpu";
+  std::string dtype = "float64";
+  std::string driver;
+  std::vector<std::string> fallbacks;
+};
+
+/// What the BLAS/LAPACK in use says of itself, e.g. its version and the core it chose.
+DESCRAMBLE_FAST_EXPORT std::string lapack_config();
+
+}  // namespace descramble_fast

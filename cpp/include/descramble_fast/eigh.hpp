@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "descramble_fast/context.hpp"
+#include "descramble_fast/export.hpp"
+#include "descramble_fast/view.hpp"
+
+namespace descramble_fast {
+
+/// Eigenpairs of a batch of symmetric matrices, ascending.
+template <class T>
+struct Eigh {
+  std::int64_t n = 0;
+  /// (batch, k).
+  Matrix<T> eigenvalues;
+  /// (batch * k, n): row b * k + i is the eigenvector of eigenvalues(b, i).
+  Matrix<T> eigenvectors;
+  /// Per matrix, absolute, Frobenius norms of A V - V Lambda and V^T V - I, estimated by random
+  /// probes.
+  std::vector<double> residual;
+  std::vector<double> orthogonality_error;
+  Route route;
+};
+
+/// Eigenvalues and eigenvectors of symmetric matrices, shape (..., n, n), T float or double.
+///
+/// Reads the lower triangles. k takes the k largest pairs (all if absent). Each solution is
+/// checked: residual <= 50 n eps |A| and orthogonality error <= 50 n eps; a solution that fails
+/// goes down a ladder of other drivers, recorded in the route. A batch is spread over threads; a
+/// single large matrix uses threads inside LAPACK. Extra memory for one matrix: 3 n^2 elements for
+/// all pairs, n^2 + k n for k of them, result included.
+///
+/// Throws InvalidArgument (shape, k, NaN or infinity with its position, eigenvalues beyond T's
+/// range), TypeError (T narrower than the input), BackendError (every driver failed).
+template <class T>
+DESCRAMBLE_FAST_EXPORT Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k = {},
+                                    const Context& context = {});
+
+extern template DESCRAMBLE_FAST_EXPORT Eigh<float> eigh(const ArrayView&,
+                                                        std::optional<std::int64_t>,
+                                                        const Context&);
+extern template DESCRAMBLE_FAST_EXPORT Eigh<double> eigh(const ArrayView&,
+                                                         std::optional<std::int64_t>,
+                                                         const Context&);
+
+}  // namespace descramble_fast

@@ -1,0 +1,146 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+
+#include "descramble_fast/export.hpp"
+
+namespace descramble_fast {
+
+enum class DType : std::uint8_t { boolean, float16, bfloat16, float32, float64 };
+
+/// Name as NumPy spells it, e.g. "float32".
+DESCRAMBLE_FAST_EXPORT const char* name(DType dtype);
+
+/// Bytes per element.
+DESCRAMBLE_FAST_EXPORT std::int64_t size_of(DType dtype);
+
+enum class DeviceKind : std::uint8_t { cpu, cuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::cpu;
+  int index = 0;
+  friend bool operator==(const Device&, const Device&) = default;
+};
+
+/// The raw bits of an IEEE binary16 or a bfloat16 number: storage, no arithmetic.
+struct Float16 {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+template <class T>
+inline constexpr DType dtype_of = DType::float64;
+template <>
+inline constexpr DType dtype_of<bool> = DType::boolean;
+template <>
+inline constexpr DType dtype_of<Float16> = DType::float16;
+template <>
+inline constexpr DType dtype_of<BFloat16> = DType::bfloat16;
+template <>
+inline constexpr DType dtype_of<float> = DType::float32;
+
+/// A borrowed, read-only, strided array of run-time element type on a named device.
+///
+/// Strides count elements, and may be zero or negative. The view owns nothing: the memory must
+/// outlive it. The last axis runs over neurons; all axes before it together run over rows.
+class DESCRAMBLE_FAST_EXPORT ArrayView {
+ public:
+  static constexpr int max_rank = 8;
+
+  /// Throws InvalidArgument where rank exceeds max_rank, a length is negative, or the number of
+  /// elements does not fit 63 bits.
+  ArrayView(const void* data, DType dtype, std::span<const std::int64_t> shape,
+            std::span<const std::int64_t> strides, Device device = {});
+
+  /// Contiguous, row-major.
+  ArrayView(const void* data, DType dtype, std::span<const std::int64_t> shape, Device device = {});
+
+  template <class T>
+  ArrayView(const T* data, std::initializer_list<std::int64_t> shape)
+      : ArrayView(data, dtype_of<T>, std::span(shape.begin(), shape.size())) {}
+
+  const void* data() const { return data_; }
+  DType dtype() const { return dtype_; }
+  Device device() const { return device_; }
+  int rank() const { return rank_; }
+  std::span<const std::int64_t> shape() const { return {shape_.data(), std::size_t(rank_)}; }
+  std::span<const std::int64_t> strides() const { return {strides_.data(), std::size_t(rank_)}; }
+
+  /// Length of the last axis (1 for a scalar).
+  std::int64_t columns() const { return rank_ == 0 ? 1 : shape_[rank_ - 1]; }
+  /// Product of all axes but the last.
+  std::int64_t rows() const;
+  std::int64_t size() const { return rows() * columns(); }
+
+  /// The address of the first element of a row, rows counted in row-major order.
+  const std::byte* row(std::int64_t index) const;
+  std::int64_t column_stride() const { return rank_ == 0 ? 1 : strides_[rank_ - 1]; }
+
+  /// The view at `index` along the product of all axes but the last `keep`.
+  ArrayView item(std::int64_t index, int keep) const;
+
+ private:
+  const void* data_;
+  DType dtype_;
+  Device device_;
+  int rank_;
+  std::array<std::int64_t, max_rank> shape_{};
+  std::array<std::int64_t, max_rank> strides_{};
+};
+
+/// An owned, contiguous, row-major matrix; movable, uninitialised unless told otherwise.
+template <class T>
+class Matrix {
+ public:
+  Matrix() = default;
+  Matrix(std::int64_t rows, std::int64_t columns)
+      : rows_(rows),
+        columns_(columns),
+        data_(std::make_unique_for_overwrite<T[]>(std::size_t(rows * columns))) {}
+  Matrix(std::int64_t rows, std::int64_t columns, T value) : Matrix(rows, columns) {
+    for (T& x : values()) x = value;
+  }
+
+  std::int64_t rows() const { return rows_; }
+  std::int64_t columns() const { return columns_; }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  std::span<T> values() { return {data_.get(), std::size_t(rows_ * columns_)}; }
+  std::span<const T> values() const { return {data_.get(), std::size_t(rows_ * columns_)}; }
+  T* row(std::int64_t i) { return data_.get() + i * columns_; }
+  const T* row(std::int64_t i) const { return data_.get() + i * columns_; }
+  T& operator()(std::int64_t i, std::int64_t j) { return data_[std::size_t(i * columns_ + j)]; }
+  const T& operator()(std::int64_t i, std::int64_t j) const {
+    return data_[std::size_t(i * columns_ + j)];
+  }
+  ArrayView view() const { return ArrayView(data(), {rows_, columns_}); }
+  Matrix copy() const {
+    Matrix out(rows_, columns_);
+    for (std::size_t i = 0; i < values().size(); ++i) out.data_[i] = data_[i];
+    return out;
+  }
+
+ private:
+  std::int64_t rows_ = 0;
+  std::int64_t columns_ = 0;
+  std::unique_ptr<T[]> data_;
+};
+
+/// A contiguous float64 copy of any floating array on the CPU, shape (rows, columns).
+DESCRAMBLE_FAST_EXPORT Matrix<double> to_float64(const ArrayView& a);
+
+/// A half-open range [begin, end) of columns that share one eigenvalue.
+struct Block {
+  std::int64_t begin;
+  std::int64_t end;
+  std::int64_t size() const { return end - begin; }
+  friend bool operator==(const Block&, const Block&) = default;
+};
+
+}  // namespace descramble_fast

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+
+#include "descramble_fast/error.hpp"
+#include "descramble_fast/view.hpp"
+#include "message.hpp"
+
+namespace descramble_fast {
+
+/// A floating array on the CPU.
+inline void check_floating(const char* argument, const ArrayView& a) {
+  if (a.device().kind != DeviceKind::cpu)
+    throw BackendError(
+        message(argument, ": lies on cuda:", a.device().index, ", but this build has no CUDA"));
+  if (a.dtype() == DType::boolean)
+    throw TypeError(
+        message(argument, ": got dtype bool, expected float16, bfloat16, float32 or float64"));
+}
+
+inline std::string shape_text(const ArrayView& a) {
+  std::string text = "(";
+  for (int i = 0; i < a.rank(); ++i) text += message(i > 0 ? ", " : "", a.shape()[std::size_t(i)]);
+  return text + (a.rank() == 1 ? ",)" : ")");
+}
+
+/// Rows of n floating numbers on the CPU, shape (..., n).
+inline void check_rows(const char* argument, const ArrayView& a, std::int64_t n) {
+  check_floating(argument, a);
+  if (a.rank() < 1 || a.columns() != n)
+    throw InvalidArgument(
+        message(argument, ": got shape ", shape_text(a), ", expected (..., ", n, ")"));
+}
+
+/// Exactly (rows, columns); a negative expectation takes any length.
+inline void check_matrix(const char* argument, const ArrayView& a, std::int64_t rows,
+                         std::int64_t columns) {
+  check_floating(argument, a);
+  const auto fits = [](std::int64_t got, std::int64_t wanted) {
+    return wanted < 0 || got == wanted;
+  };
+  if (a.rank() == 2 && fits(a.rows(), rows) && fits(a.columns(), columns)) return;
+  const auto text = [](std::int64_t wanted, const char* any) {
+    return wanted < 0 ? std::string(any) : std::to_string(wanted);
+  };
+  throw InvalidArgument(message(argument, ": got shape ", shape_text(a), ", expected (",
+                                text(rows, "n"), ", ", text(columns, "m"), ")"));
+}
+
+}  // namespace descramble_fast

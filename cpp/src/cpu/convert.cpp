@@ -1,0 +1,40 @@
+#include "cpu/convert.hpp"
+
+#include <algorithm>
+
+#include "cpu/parallel.hpp"
+
+namespace descramble_fast::cpu {
+
+namespace {
+
+template <class T>
+void widen_run(const T* p, std::int64_t stride, std::int64_t n, double* out) {
+  if (stride == 1) {
+    for (std::int64_t i = 0; i < n; ++i) out[i] = widen(p[i]);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) out[i] = widen(p[i * stride]);
+  }
+}
+
+}  // namespace
+
+void widen_row(const ArrayView& a, std::int64_t row, double* out) {
+  visit_dtype(a.dtype(), [&]<class T>(T) {
+    widen_run(reinterpret_cast<const T*>(a.row(row)), a.column_stride(), a.columns(), out);
+  });
+}
+
+Matrix<double> widen_rows(const ArrayView& a, const Context& context) {
+  constexpr std::int64_t group = 64;
+  const std::int64_t rows = a.rows();
+  Matrix<double> out(rows, a.columns());
+  const int threads = a.size() < 1 << 15 ? 1 : threads_of(context);
+  parallel_for(threads, (rows + group - 1) / group, [&](std::int64_t g) {
+    for (std::int64_t r = g * group; r < std::min(rows, (g + 1) * group); ++r)
+      widen_row(a, r, out.row(r));
+  });
+  return out;
+}
+
+}  // namespace descramble_fast::cpu

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "descramble_fast/context.hpp"
+#include "descramble_fast/view.hpp"
+
+namespace descramble_fast::cpu {
+
+inline float widen(BFloat16 x) { return std::bit_cast<float>(std::uint32_t(x.bits) << 16); }
+
+/// Branch-free, so that loops over it vectorise.
+inline float widen(Float16 x) {
+  // The exponent is rebiased by a multiplication, which also normalises subnormals; infinities and
+  // NaN land at 2^16 or above and get the exponent of a float's.
+  const std::uint32_t magnitude = std::uint32_t(x.bits & 0x7fffu) << 13;
+  const float rebiased = std::bit_cast<float>(magnitude) * 0x1p112f;
+  const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(rebiased) | special | sign);
+}
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+
+/// Calls visit(T{}) with T the storage type of a floating dtype.
+template <class Visit>
+decltype(auto) visit_dtype(DType dtype, Visit&& visit) {
+  switch (dtype) {
+    case DType::float16:
+      return visit(Float16{});
+    case DType::bfloat16:
+      return visit(BFloat16{});
+    case DType::float32:
+      return visit(float{});
+    default:
+      return visit(double{});
+  }
+}
+
+/// One row of any floating dtype, as doubles.
+void widen_row(const ArrayView& a, std::int64_t row, double* out);
+
+/// All rows, as a contiguous (rows, columns) matrix of doubles.
+Matrix<double> widen_rows(const ArrayView& a, const Context& context);
+
+}  // namespace descramble_fast::cpu

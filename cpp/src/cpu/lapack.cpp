@@ -1,0 +1,210 @@
+#include "cpu/lapack.hpp"
+
+#include <algorithm>
+#include <new>
+#include <vector>
+
+#include "cpu/parallel.hpp"
+#include "descramble_fast/context.hpp"
+#include "descramble_fast/view.hpp"
+#include "message.hpp"
+
+#if defined(DESCRAMBLE_FAST_SCIPY_OPENBLAS)
+#define FORTRAN(name) scipy_##name##_64_
+#else
+#define FORTRAN(name) name##_
+#endif
+
+using descramble_fast::cpu::lapack_int;
+using length = std::size_t;  // Fortran's hidden string lengths
+
+extern "C" {
+void FORTRAN(dgemm)(const char*, const char*, const lapack_int*, const lapack_int*,
+                    const lapack_int*, const double*, const double*, const lapack_int*,
+                    const double*, const lapack_int*, const double*, double*, const lapack_int*,
+                    length, length);
+void FORTRAN(dsyrk)(const char*, const char*, const lapack_int*, const lapack_int*, const double*,
+                    const double*, const lapack_int*, const double*, double*, const lapack_int*,
+                    length, length);
+void FORTRAN(dsyevd)(const char*, const char*, const lapack_int*, double*, const lapack_int*,
+                     double*, double*, const lapack_int*, lapack_int*, const lapack_int*,
+                     lapack_int*, length, length);
+void FORTRAN(ssyevd)(const char*, const char*, const lapack_int*, float*, const lapack_int*, float*,
+                     float*, const lapack_int*, lapack_int*, const lapack_int*, lapack_int*, length,
+                     length);
+void FORTRAN(dsyevr)(const char*, const char*, const char*, const lapack_int*, double*,
+                     const lapack_int*, const double*, const double*, const lapack_int*,
+                     const lapack_int*, const double*, lapack_int*, double*, double*,
+                     const lapack_int*, lapack_int*, double*, const lapack_int*, lapack_int*,
+                     const lapack_int*, lapack_int*, length, length, length);
+void FORTRAN(ssyevr)(const char*, const char*, const char*, const lapack_int*, float*,
+                     const lapack_int*, const float*, const float*, const lapack_int*,
+                     const lapack_int*, const float*, lapack_int*, float*, float*,
+                     const lapack_int*, lapack_int*, float*, const lapack_int*, lapack_int*,
+                     const lapack_int*, lapack_int*, length, length, length);
+void FORTRAN(dgesdd)(const char*, const lapack_int*, const lapack_int*, double*, const lapack_int*,
+                     double*, double*, const lapack_int*, double*, const lapack_int*, double*,
+                     const lapack_int*, lapack_int*, lapack_int*, length);
+void FORTRAN(dgesvd)(const char*, const char*, const lapack_int*, const lapack_int*, double*,
+                     const lapack_int*, double*, double*, const lapack_int*, double*,
+                     const lapack_int*, double*, const lapack_int*, lapack_int*, length, length);
+#if defined(DESCRAMBLE_FAST_SCIPY_OPENBLAS)
+void scipy_openblas_set_num_threads64_(int);
+const char* scipy_openblas_get_config64_();
+const char* scipy_openblas_get_corename64_();
+#endif
+}
+
+namespace descramble_fast {
+
+std::string lapack_config() {
+#if defined(DESCRAMBLE_FAST_SCIPY_OPENBLAS)
+  return message(scipy_openblas_get_config64_(), " core=", scipy_openblas_get_corename64_());
+#else
+  return message("LAPACK found by CMake, ", 8 * sizeof(lapack_int), "-bit integers");
+#endif
+}
+
+namespace cpu {
+
+namespace {
+
+void set_blas_threads([[maybe_unused]] int threads) {
+#if defined(DESCRAMBLE_FAST_SCIPY_OPENBLAS)
+  scipy_openblas_set_num_threads64_(threads);
+#endif
+}
+
+// Reset in a forked child, where a holder may no longer exist; hence the storage, never destroyed.
+alignas(std::shared_mutex) std::byte lock_storage[sizeof(std::shared_mutex)];
+
+std::shared_mutex& blas_lock() {
+  static std::shared_mutex* const lock = [] {
+    auto* const made = new (lock_storage) std::shared_mutex;
+    on_fork_in_child([] {
+      new (lock_storage) std::shared_mutex;
+      set_blas_threads(1);
+    });
+    set_blas_threads(1);
+    return made;
+  }();
+  return *lock;
+}
+
+// The eigensolvers differ between precisions in their first letter alone.
+const auto evd = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dsyevd)(arguments...); })
+    FORTRAN(dsyevd)(arguments...);
+  else
+    FORTRAN(ssyevd)(arguments...);
+};
+
+const auto evr = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dsyevr)(arguments...); })
+    FORTRAN(dsyevr)(arguments...);
+  else
+    FORTRAN(ssyevr)(arguments...);
+};
+
+}  // namespace
+
+SingleBlasThread::SingleBlasThread() : lock_(blas_lock()) {}
+
+ManyBlasThreads::ManyBlasThreads(int threads) : lock_(blas_lock()) { set_blas_threads(threads); }
+
+ManyBlasThreads::~ManyBlasThreads() { set_blas_threads(1); }
+
+void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
+          const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
+          double* c, std::int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  // A row-major product is the column-major product of the operands in reverse.
+  const lapack_int rows = lapack_int(n), columns = lapack_int(m), inner = lapack_int(k);
+  const lapack_int ld_a = lapack_int(lda), ld_b = lapack_int(ldb), ld_c = lapack_int(ldc);
+  FORTRAN(dgemm)
+  (&trans_b, &trans_a, &rows, &columns, &inner, &alpha, b, &ld_b, a, &ld_a, &beta, c, &ld_c, 1, 1);
+}
+
+void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
+                std::int64_t ldc) {
+  // Row-major upper is column-major lower; the row-major A (k, n) is column-major A^T (n, k).
+  const char uplo = 'L', trans = 'N';
+  const double one = 1;
+  const lapack_int size = lapack_int(n), inner = lapack_int(k);
+  const lapack_int ld_a = lapack_int(lda), ld_c = lapack_int(ldc);
+  FORTRAN(dsyrk)(&uplo, &trans, &size, &inner, &one, a, &ld_a, &one, c, &ld_c, 1, 1);
+}
+
+template <class T>
+std::int64_t Lapack<T>::syevd_workspace(std::int64_t n) {
+  return 1 + 6 * n + 2 * n * n;
+}
+
+template <class T>
+std::int64_t Lapack<T>::syevd(std::int64_t n, T* a, T* w) {
+  const char jobz = 'V', uplo = 'U';  // row-major lower
+  const lapack_int size = lapack_int(n), lwork = lapack_int(syevd_workspace(n));
+  const lapack_int liwork = lapack_int(3 + 5 * n);
+  Matrix<T> work(1, lwork);
+  std::vector<lapack_int> iwork(std::size_t(liwork), 0);
+  lapack_int info = 0;
+  evd(&jobz, &uplo, &size, a, &size, w, work.data(), &lwork, iwork.data(), &liwork, &info,
+      length(1), length(1));
+  return info;
+}
+
+template <class T>
+std::int64_t Lapack<T>::syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z) {
+  const char jobz = 'V', range = k == n ? 'A' : 'I', uplo = 'U';
+  const lapack_int size = lapack_int(n), first = lapack_int(n - k + 1), last = lapack_int(n);
+  const lapack_int liwork = lapack_int(10 * n);
+  const T unused = 0, tolerance = 0;
+  lapack_int lwork = -1, found = 0, info = 0;
+  std::vector<lapack_int> isuppz(std::size_t(2 * n), 0), iwork(std::size_t(liwork), 0);
+  std::vector<T> all_values(static_cast<std::size_t>(n));
+  T optimal = 0;
+  const auto call = [&](T* work) {
+    evr(&jobz, &range, &uplo, &size, a, &size, &unused, &unused, &first, &last, &tolerance, &found,
+        all_values.data(), z, &size, isuppz.data(), work, &lwork, iwork.data(), &liwork, &info,
+        length(1), length(1), length(1));
+  };
+  call(&optimal);
+  // A float cannot hold every length: the next one up may have been rounded away.
+  lwork = lapack_int(double(optimal) * 1.0000002) + 1;
+  std::vector<T> work(static_cast<std::size_t>(lwork));
+  call(work.data());
+  if (info == 0 && found != k) return -1000;
+  std::copy_n(all_values.begin(), k, w);
+  return info;
+}
+
+template struct Lapack<float>;
+template struct Lapack<double>;
+
+std::int64_t svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
+  // Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
+  const char all = 'A';
+  const lapack_int size = lapack_int(n);
+  const std::vector<double> original(a, a + n * n);
+  std::vector<lapack_int> iwork(std::size_t(8 * n), 0);
+  lapack_int lwork = -1, info = 0;
+  double optimal = 0;
+  const auto divide_and_conquer = [&](double* work) {
+    FORTRAN(dgesdd)
+    (&all, &size, &size, a, &size, s, vt, &size, u, &size, work, &lwork, iwork.data(), &info, 1);
+  };
+  divide_and_conquer(&optimal);
+  lwork = lapack_int(optimal);
+  std::vector<double> work(static_cast<std::size_t>(lwork));
+  divide_and_conquer(work.data());
+  if (info == 0) return 0;
+  std::copy(original.begin(), original.end(), a);
+  lwork = std::max<lapack_int>(lwork, lapack_int(8 * n));
+  work.resize(std::size_t(lwork));
+  FORTRAN(dgesvd)
+  (&all, &all, &size, &size, a, &size, s, vt, &size, u, &size, work.data(), &lwork, &info, 1, 1);
+  return info;
+}
+
+}  // namespace cpu
+}  // namespace descramble_fast

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <shared_mutex>
+
+namespace descramble_fast::cpu {
+
+#if defined(DESCRAMBLE_FAST_LAPACK_ILP64)
+using lapack_int = std::int64_t;
+#else
+using lapack_int = std::int32_t;
+#endif
+
+/// Whether a size or workspace length can be passed to this LAPACK.
+constexpr bool fits_lapack(std::int64_t value) {
+  return value <= std::numeric_limits<lapack_int>::max();
+}
+
+/// While it lives, BLAS runs on the calling thread alone; any number may live at once.
+///
+/// The thread count of OpenBLAS belongs to the process, so one lock guards it: shared by callers
+/// that bring their own threads, exclusive for a call that wants threads inside BLAS. Do not nest.
+class SingleBlasThread {
+ public:
+  SingleBlasThread();
+
+ private:
+  std::shared_lock<std::shared_mutex> lock_;
+};
+
+/// While it lives, BLAS calls of this thread use up to `threads` threads; nobody else is in BLAS.
+class ManyBlasThreads {
+ public:
+  explicit ManyBlasThreads(int threads);
+  ~ManyBlasThreads();
+  ManyBlasThreads(const ManyBlasThreads&) = delete;
+  ManyBlasThreads& operator=(const ManyBlasThreads&) = delete;
+
+ private:
+  std::unique_lock<std::shared_mutex> lock_;
+};
+
+// Row-major operands throughout; under one of the two guards above.
+
+/// C (m, n) = alpha op(A) op(B) + beta C.
+void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
+          const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
+          double* c, std::int64_t ldc);
+
+/// Upper triangle of C (n, n) += A^T A, A (k, n).
+void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
+                std::int64_t ldc);
+
+/// LAPACK's `info`; each takes the lower triangle of a row-major (n, n), and 64-bit lengths that
+/// the caller has found to fit. Eigenvectors come as rows.
+template <class T>
+struct Lapack {
+  static std::int64_t syevd_workspace(std::int64_t n);
+  /// Overwrites `a` with the eigenvectors.
+  static std::int64_t syevd(std::int64_t n, T* a, T* w);
+  /// The k largest; destroys `a`, fills z (k, n).
+  static std::int64_t syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z);
+};
+
+/// A = U diag(s) V^T, all (n, n), s descending; destroys `a`. Divide and conquer, then QR if that
+/// fails; returns the info of the last.
+std::int64_t svd(std::int64_t n, double* a, double* s, double* u, double* vt);
+
+}  // namespace descramble_fast::cpu

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+
+#include "descramble_fast/view.hpp"
+
+namespace descramble_fast::cpu {
+
+/// X B^T for X (r, n), B (k, n).
+Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b, int threads);
+
+/// X B for X (r, k), B (k, n).
+Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads);
+
+Matrix<double> transposed(const Matrix<double>& x);
+
+/// |V V^T - I|_F for V (k, n).
+double orthogonality_error(const Matrix<double>& rows, int threads);
+
+struct Polar {
+  Matrix<double> factor;
+  /// Sum of the singular values of the argument.
+  double nuclear_norm = 0;
+};
+
+/// The orthogonal matrix nearest to a square one (n, n). On singular directions, where any
+/// orthogonal map is as near, the one nearest to the identity. Throws BackendError where LAPACK
+/// fails.
+Polar polar(const Matrix<double>& a, int threads);
+
+}  // namespace descramble_fast::cpu
