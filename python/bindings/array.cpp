@@ -1,0 +1,159 @@
+#include "array.hpp"
+
+#include <cstring>
+#include <sstream>
+#include <string>
+
+#include "descramble_fast/error.hpp"
+#include "dlpack.hpp"
+
+namespace descramble_fast::python {
+
+namespace {
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+std::string type_name(py::handle object) {
+  return py::str(py::type::handle_of(object).attr("__name__"));
+}
+
+constexpr const char* expected_types = "expected float16, bfloat16, float32 or float64";
+
+DType numpy_dtype(const py::array& array, const char* argument) {
+  const py::dtype dtype = array.dtype();
+  const std::string dtype_name = py::str(dtype.attr("name"));
+  if (!dtype.attr("isnative").cast<bool>())
+    throw TypeError(text(argument, ": got non-native byte order ", std::string(py::str(dtype)),
+                         "; convert with .astype(", argument, ".dtype.newbyteorder(\"=\"))"));
+  for (const DType known :
+       {DType::boolean, DType::float16, DType::bfloat16, DType::float32, DType::float64})
+    if (dtype_name == name(known)) return known;
+  throw TypeError(text(argument, ": got dtype ", dtype_name, ", ", expected_types));
+}
+
+Array from_numpy(const py::array& array, const char* argument) {
+  if (py::hasattr(array, "mask") &&
+      py::isinstance(array, py::module_::import("numpy").attr("ma").attr("MaskedArray")))
+    throw TypeError(text(argument, ": got a masked array; pass its data, and its mask as mask="));
+  const DType dtype = numpy_dtype(array, argument);
+  const auto size = size_of(dtype);
+  if (!array.attr("flags").attr("aligned").cast<bool>())
+    throw InvalidArgument(
+        text(argument, ": its memory is not aligned for ", name(dtype), "; pass a copy"));
+  std::vector<std::int64_t> shape, strides;
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    shape.push_back(array.shape(i));
+    // Of an axis that is never stepped along, NumPy leaves the stride undefined.
+    const bool stepped = array.size() > 0 && array.shape(i) > 1;
+    if (stepped && array.strides(i) % size != 0)
+      throw InvalidArgument(text(argument, ": stride of ", array.strides(i),
+                                 " bytes is no multiple of its ", size, "-byte elements"));
+    strides.push_back(stepped ? array.strides(i) / size : 0);
+  }
+  // A contiguous last axis keeps its unit stride, for the sake of the fast paths.
+  if (!strides.empty() && strides.back() == 0 && shape.back() == 1) strides.back() = 1;
+  return {ArrayView(array.data(), dtype, shape, strides), array};
+}
+
+DType dlpack_dtype(const dlpack::DataType& type, const char* argument) {
+  if (type.lanes == 1) {
+    if (type.code == dlpack::kBool && type.bits == 8) return DType::boolean;
+    if (type.code == dlpack::kBfloat && type.bits == 16) return DType::bfloat16;
+    if (type.code == dlpack::kFloat && type.bits == 16) return DType::float16;
+    if (type.code == dlpack::kFloat && type.bits == 32) return DType::float32;
+    if (type.code == dlpack::kFloat && type.bits == 64) return DType::float64;
+  }
+  throw TypeError(text(argument, ": got DLPack type code ", int(type.code), " of ", int(type.bits),
+                       " bits, ", expected_types));
+}
+
+[[noreturn]] void refuse_device(const char* argument, const std::string& where) {
+  throw BackendError(text(argument, ": lies on ", where,
+                          ", but this build has no CUDA backend; move it to the CPU first"));
+}
+
+py::object dlpack_capsule(const py::object& object) {
+  try {
+    return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    return object.attr("__dlpack__")();  // a producer older than DLPack 1.0
+  }
+}
+
+Array from_dlpack(py::object object, const char* argument) {
+  const auto [type, index] =
+      object.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
+  if (type == dlpack::kCuda || type == dlpack::kCudaManaged)
+    refuse_device(argument, text("cuda:", index));
+  if (type != dlpack::kCpu && type != dlpack::kCudaHost)
+    refuse_device(argument, text("a device of DLPack type ", type));
+  // torch exports only tensors without history; reading needs none.
+  if (py::hasattr(object, "requires_grad") && object.attr("requires_grad").cast<bool>())
+    object = object.attr("detach")();
+
+  // The capsule is left unconsumed: while it lives the memory does, and its destructor frees it.
+  py::object capsule = dlpack_capsule(object);
+  const dlpack::Tensor* tensor = nullptr;
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (managed->major > 1)
+      throw TypeError(text(argument, ": got DLPack ", managed->major, ".", managed->minor,
+                           ", expected at most major version 1"));
+    tensor = &managed->tensor;
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    tensor =
+        &static_cast<const dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))
+             ->tensor;
+  } else {
+    throw TypeError(text(argument, ": its __dlpack__ gave no DLPack capsule"));
+  }
+  const DType dtype = dlpack_dtype(tensor->dtype, argument);
+  const std::span<const std::int64_t> shape(tensor->shape, std::size_t(tensor->ndim));
+  const void* const data = static_cast<const std::byte*>(tensor->data) + tensor->byte_offset;
+  if (tensor->strides == nullptr) return {ArrayView(data, dtype, shape), std::move(capsule)};
+  const std::span<const std::int64_t> strides(tensor->strides, std::size_t(tensor->ndim));
+  return {ArrayView(data, dtype, shape, strides), std::move(capsule)};
+}
+
+}  // namespace
+
+Array view_of(const py::object& object, const char* argument) {
+  if (py::isinstance<py::array>(object))
+    return from_numpy(py::reinterpret_borrow<py::array>(object), argument);
+  if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__"))
+    return from_dlpack(object, argument);
+  if (py::hasattr(object, "__cuda_array_interface__")) refuse_device(argument, "a CUDA device");
+  if (py::hasattr(object, "__array_interface__")) {
+    const py::array array = py::module_::import("numpy").attr("asarray")(object);
+    return from_numpy(array, argument);
+  }
+  throw TypeError(text(argument, ": got ", type_name(object),
+                       ", expected a NumPy array, a torch tensor or another DLPack or "
+                       "array-interface producer"));
+}
+
+std::optional<Array> optional_view_of(const std::optional<py::object>& object,
+                                      const char* argument) {
+  if (!object || object->is_none()) return std::nullopt;
+  return view_of(*object, argument);
+}
+
+Context interruptible(int threads) {
+  return {threads, [] {
+            const py::gil_scoped_acquire acquire;
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+          }};
+}
+
+std::vector<py::ssize_t> shape_of(const ArrayView& view) {
+  return {view.shape().begin(), view.shape().end()};
+}
+
+}  // namespace descramble_fast::python

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "descramble_fast/context.hpp"
+#include "descramble_fast/view.hpp"
+
+namespace descramble_fast::python {
+
+namespace py = pybind11;
+
+/// A view on a Python object's memory, with the object that keeps that memory alive.
+struct Array {
+  ArrayView view;
+  py::object owner;
+};
+
+/// Views any NumPy array, DLPack producer or array-interface producer, without a copy. Throws
+/// TypeError (not an array, an element type that cannot be viewed), InvalidArgument (misaligned
+/// memory) and BackendError (memory on an accelerator); messages begin with `argument`.
+Array view_of(const py::object& object, const char* argument);
+
+std::optional<Array> optional_view_of(const std::optional<py::object>& object,
+                                      const char* argument);
+
+inline std::optional<ArrayView> view_in(const std::optional<Array>& array) {
+  return array ? std::optional(array->view) : std::nullopt;
+}
+
+/// A context whose poll raises what Ctrl-C or another signal handler raised.
+Context interruptible(int threads = 0);
+
+/// A NumPy array that owns the matrix, of the shape given; no copy.
+template <class T>
+py::array_t<T> to_numpy(Matrix<T> matrix, std::vector<py::ssize_t> shape) {
+  auto kept = std::make_unique<Matrix<T>>(std::move(matrix));
+  T* const data = kept->data();
+  py::capsule owner(kept.get(), [](void* p) { delete static_cast<Matrix<T>*>(p); });
+  kept.release();
+  return py::array_t<T>(std::move(shape), data, owner);
+}
+
+template <class T>
+py::array_t<T> to_numpy(Matrix<T> matrix) {
+  const py::ssize_t rows = matrix.rows(), columns = matrix.columns();
+  return to_numpy(std::move(matrix), {rows, columns});
+}
+
+/// The shape of a view, as NumPy wants it.
+std::vector<py::ssize_t> shape_of(const ArrayView& view);
+
+template <class T>
+py::array_t<T> vector_to_numpy(std::span<const T> values) {
+  return py::array_t<T>(py::ssize_t(values.size()), values.data());
+}
+
+void bind_context(py::module_& module);
+void bind_covariance(py::module_& module);
+void bind_operators(py::module_& module);
+void bind_eigh(py::module_& module);
+void bind_descrambler(py::module_& module);
+
+}  // namespace descramble_fast::python

@@ -1,0 +1,42 @@
+#include <pybind11/stl.h>
+
+#include "array.hpp"
+#include "descramble_fast/error.hpp"
+
+namespace descramble_fast::python {
+
+namespace {
+
+PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> backend_error;
+
+}  // namespace
+
+void bind_context(py::module_& module) {
+  backend_error.call_once_and_store_result([&] {
+    return py::object(py::exception<BackendError>(module, "BackendError", PyExc_RuntimeError));
+  });
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const BackendError& e) {
+      py::set_error(backend_error.get_stored(), e.what());
+    } catch (const TypeError& e) {
+      py::set_error(PyExc_TypeError, e.what());
+    }
+  });
+
+  py::class_<Route>(module, "Route")
+      .def_readonly("device", &Route::device)
+      .def_readonly("dtype", &Route::dtype)
+      .def_readonly("driver", &Route::driver)
+      .def_readonly("fallbacks", &Route::fallbacks);
+  py::class_<Block>(module, "Block")
+      .def_readonly("begin", &Block::begin)
+      .def_readonly("end", &Block::end);
+
+  module.def("num_threads", &num_threads);
+  module.def("set_num_threads", &set_num_threads, py::arg("threads"));
+  module.def("lapack_config", &lapack_config);
+}
+
+}  // namespace descramble_fast::python

@@ -1,0 +1,186 @@
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "array.hpp"
+#include "descramble_fast/covariance.hpp"
+#include "shared.hpp"
+
+namespace descramble_fast::python {
+
+namespace {
+
+using SharedCovariance = Shared<Covariance>;
+using SharedCross = Shared<CrossCovariance>;
+
+// Reads something from a locked accumulator with the GIL released.
+template <class T, class Use>
+auto read(const Shared<T>& shared, Use use) {
+  const py::gil_scoped_release release;
+  return shared.locked(use);
+}
+
+template <class T>
+void merge(Shared<T>& self, const Shared<T>& other) {
+  const py::gil_scoped_release release;
+  if (&self == &other) {
+    self.locked([](T& value) { value.merge(value); });
+  } else {
+    self.locked_with(other, [](T& mine, const T& theirs) { mine.merge(theirs); });
+  }
+}
+
+struct Selection {
+  std::optional<Array> mask, weights;
+  Selection(const std::optional<py::object>& mask_object,
+            const std::optional<py::object>& weights_object)
+      : mask(optional_view_of(mask_object, "mask")),
+        weights(optional_view_of(weights_object, "weights")) {}
+  RowSelection rows() const { return {view_in(mask), view_in(weights)}; }
+};
+
+py::array_t<double> vector_array(const std::vector<double>& values) {
+  return vector_to_numpy(std::span<const double>(values));
+}
+
+std::vector<double> vector_of(const py::array_t<double, py::array::c_style>& array) {
+  return {array.data(), array.data() + array.size()};
+}
+
+}  // namespace
+
+void bind_covariance(py::module_& module) {
+  py::class_<SharedCovariance>(module, "Covariance")
+      .def(py::init(
+               [](std::int64_t n) { return std::make_unique<SharedCovariance>(Covariance(n)); }),
+           py::arg("n_features"))
+      .def(
+          "update",
+          [](SharedCovariance& self, const py::object& batch, const std::optional<py::object>& mask,
+             const std::optional<py::object>& weights) {
+            const Array array = view_of(batch, "batch");
+            const Selection selection(mask, weights);
+            const py::gil_scoped_release release;
+            self.locked(
+                [&](Covariance& c) { c.update(array.view, selection.rows(), interruptible()); });
+          },
+          py::arg("batch"), py::arg("mask") = py::none(), py::arg("weights") = py::none())
+      .def("merge", &merge<Covariance>, py::arg("other"))
+      .def_property_readonly("size",
+                             [](const SharedCovariance& self) {
+                               return read(self, [](const Covariance& c) { return c.size(); });
+                             })
+      .def_property_readonly("count",
+                             [](const SharedCovariance& self) {
+                               return read(self, [](const Covariance& c) { return c.count(); });
+                             })
+      .def_property_readonly("weight",
+                             [](const SharedCovariance& self) {
+                               return read(self, [](const Covariance& c) { return c.weight(); });
+                             })
+      .def_property_readonly("has_mean",
+                             [](const SharedCovariance& self) {
+                               return read(self, [](const Covariance& c) { return c.has_mean(); });
+                             })
+      .def("mean",
+           [](const SharedCovariance& self) {
+             return vector_array(read(self, [](const Covariance& c) { return c.mean(); }));
+           })
+      .def("second_moment",
+           [](const SharedCovariance& self) {
+             return to_numpy(read(self, [](const Covariance& c) { return c.second_moment(); }));
+           })
+      .def(
+          "covariance",
+          [](const SharedCovariance& self, double ddof) {
+            return to_numpy(read(self, [&](const Covariance& c) { return c.covariance(ddof); }));
+          },
+          py::arg("ddof") = 0.0)
+      .def(
+          "state",
+          [](const SharedCovariance& self) {
+            const auto state = read(self, [](const Covariance& c) { return c.state(); });
+            return py::make_tuple(state.count, state.weight, state.has_mean,
+                                  vector_array(state.reference), vector_array(state.offset),
+                                  vector_array(state.packed_scatter));
+          },
+          "Count, weight, whether the mean is known, its reference and offset, packed upper "
+          "triangle "
+          "of the scatter.")
+      .def_static(
+          "from_state",
+          [](std::int64_t count, double weight, bool has_mean,
+             const py::array_t<double, py::array::c_style>& reference,
+             const py::array_t<double, py::array::c_style>& offset,
+             const py::array_t<double, py::array::c_style>& scatter) {
+            return std::make_unique<SharedCovariance>(
+                Covariance::from_state({count, weight, has_mean, vector_of(reference),
+                                        vector_of(offset), vector_of(scatter)}));
+          },
+          py::arg("count"), py::arg("weight"), py::arg("has_mean"), py::arg("reference"),
+          py::arg("offset"), py::arg("scatter"))
+      .def_static(
+          "from_moments",
+          [](const py::object& second_moment, const std::optional<py::object>& mean,
+             double weight) {
+            const Array moment = view_of(second_moment, "second_moment");
+            const auto mean_array = optional_view_of(mean, "mean");
+            const py::gil_scoped_release release;
+            return std::make_unique<SharedCovariance>(
+                Covariance::from_moments(moment.view, view_in(mean_array), weight));
+          },
+          py::arg("second_moment"), py::arg("mean"), py::arg("weight"))
+      .def_static(
+          "combine",
+          [](const std::vector<const SharedCovariance*>& covariances,
+             const std::vector<double>& weights) {
+            const py::gil_scoped_release release;
+            return SharedCovariance::locked_all(
+                covariances, [&](const std::vector<const Covariance*>& parts) {
+                  return std::make_unique<SharedCovariance>(Covariance::combine(parts, weights));
+                });
+          },
+          py::arg("covariances"), py::arg("weights"));
+
+  py::class_<SharedCross>(module, "CrossCovariance")
+      .def(py::init([](std::int64_t n_x, std::int64_t n_y) {
+             return std::make_unique<SharedCross>(CrossCovariance(n_x, n_y));
+           }),
+           py::arg("n_x"), py::arg("n_y"))
+      .def(
+          "update",
+          [](SharedCross& self, const py::object& x, const py::object& y,
+             const std::optional<py::object>& mask, const std::optional<py::object>& weights) {
+            const Array array_x = view_of(x, "x"), array_y = view_of(y, "y");
+            const Selection selection(mask, weights);
+            const py::gil_scoped_release release;
+            self.locked([&](CrossCovariance& c) {
+              c.update(array_x.view, array_y.view, selection.rows(), interruptible());
+            });
+          },
+          py::arg("x"), py::arg("y"), py::arg("mask") = py::none(), py::arg("weights") = py::none())
+      .def("merge", &merge<CrossCovariance>, py::arg("other"))
+      .def_property_readonly("count",
+                             [](const SharedCross& self) {
+                               return read(self, [](const auto& c) { return c.count(); });
+                             })
+      .def_property_readonly("weight",
+                             [](const SharedCross& self) {
+                               return read(self, [](const auto& c) { return c.weight(); });
+                             })
+      .def("cross_moment",
+           [](const SharedCross& self) {
+             return to_numpy(read(self, [](const auto& c) { return c.cross_moment(); }));
+           })
+      .def(
+          "cross_covariance",
+          [](const SharedCross& self, double ddof) {
+            return to_numpy(read(self, [&](const auto& c) { return c.cross_covariance(ddof); }));
+          },
+          py::arg("ddof") = 0.0)
+      .def("correlation", [](const SharedCross& self) {
+        return to_numpy(read(self, [](const auto& c) { return c.correlation(); }));
+      });
+}
+
+}  // namespace descramble_fast::python

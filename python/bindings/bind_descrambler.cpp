@@ -1,0 +1,162 @@
+#include "descramble_fast/descrambler.hpp"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "array.hpp"
+#include "shared.hpp"
+
+namespace descramble_fast::python {
+
+namespace {
+
+using SharedCovariance = Shared<Covariance>;
+
+using Map = Matrix<double> (Descrambler::*)(const ArrayView&, const Context&) const;
+
+template <Map method>
+py::array_t<double> mapped(const Descrambler& self, const py::object& object,
+                           const char* argument) {
+  const Array array = view_of(object, argument);
+  Matrix<double> out;
+  {
+    const py::gil_scoped_release release;
+    out = (self.*method)(array.view, interruptible());
+  }
+  return to_numpy(std::move(out), shape_of(array.view));
+}
+
+template <class Call>
+auto without_gil(Call call) {
+  const py::gil_scoped_release release;
+  return call();
+}
+
+}  // namespace
+
+void bind_descrambler(py::module_& module) {
+  py::class_<Descrambler>(module, "Descrambler")
+      .def_property_readonly("size", &Descrambler::size)
+      .def_readonly("cost", &Descrambler::cost)
+      .def_readonly("initial_cost", &Descrambler::initial_cost)
+      .def_readonly("bound", &Descrambler::bound)
+      .def_readonly("orthogonality_error", &Descrambler::orthogonality_error)
+      .def_readonly("route", &Descrambler::route)
+      .def("matrix",
+           [](const Descrambler& self) {
+             return to_numpy(without_gil([&] { return self.matrix(); }));
+           })
+      .def(
+          "transform",
+          [](const Descrambler& self, const py::object& x) {
+            return mapped<&Descrambler::transform>(self, x, "samples");
+          },
+          py::arg("samples"))
+      .def(
+          "inverse_transform",
+          [](const Descrambler& self, const py::object& x) {
+            return mapped<&Descrambler::inverse_transform>(self, x, "samples");
+          },
+          py::arg("samples"))
+      .def(
+          "transform_weight",
+          [](const Descrambler& self, const py::object& x) {
+            return mapped<&Descrambler::transform_weight>(self, x, "weight");
+          },
+          py::arg("weight"))
+      .def(
+          "transform_next_weight",
+          [](const Descrambler& self, const py::object& x) {
+            return mapped<&Descrambler::transform_next_weight>(self, x, "weight");
+          },
+          py::arg("weight"));
+
+  py::class_<GaugeReport>(module, "GaugeReport")
+      .def_readonly("distance", &GaugeReport::distance)
+      .def_readonly("exact", &GaugeReport::exact)
+      .def_readonly("iterations", &GaugeReport::iterations);
+
+  py::class_<SmoothnessDescrambler, Descrambler>(module, "SmoothnessDescrambler")
+      .def_readonly("cost_error", &SmoothnessDescrambler::cost_error)
+      .def_readonly("gauge", &SmoothnessDescrambler::gauge)
+      .def("eigenvalues",
+           [](const SmoothnessDescrambler& self) {
+             return vector_to_numpy(std::span<const double>(self.eigenvalues));
+           })
+      .def(
+          "components",
+          [](const SmoothnessDescrambler& self) { return to_numpy(self.components.copy()); },
+          "Principal components as rows.")
+      .def(
+          "modes",
+          [](const SmoothnessDescrambler& self) {
+            return to_numpy(without_gil([&] { return self.modes(); }));
+          },
+          "Modes as rows.")
+      .def("blocks", [](const SmoothnessDescrambler& self) {
+        std::vector<std::pair<std::int64_t, std::int64_t>> out;
+        for (const Block& block : self.blocks) out.emplace_back(block.begin, block.end);
+        return out;
+      });
+
+  py::class_<MatrixDescrambler, Descrambler>(module, "MatrixDescrambler")
+      .def_readonly("stationarity", &MatrixDescrambler::stationarity)
+      .def_readonly("iterations", &MatrixDescrambler::iterations);
+
+  module.def(
+      "descramble_many",
+      [](const std::vector<const SharedCovariance*>& covariances, const std::vector<Operator>& ops,
+         bool center, const std::optional<py::object>& reference, std::optional<std::int64_t> k) {
+        const auto reference_array = optional_view_of(reference, "gauge");
+        const DescrambleOptions options{center, view_in(reference_array), k};
+        return without_gil([&] {
+          return SharedCovariance::locked_all(
+              covariances, [&](const std::vector<const Covariance*>& parts) {
+                std::vector<std::unique_ptr<SmoothnessDescrambler>> out;
+                for (auto& d : descramble_many(parts, ops, options, interruptible()))
+                  out.push_back(std::make_unique<SmoothnessDescrambler>(std::move(d)));
+                return out;
+              });
+        });
+      },
+      py::arg("covariances"), py::arg("operators"), py::arg("center"), py::arg("reference"),
+      py::arg("k"));
+
+  module.def(
+      "preactivation_moment",
+      [](const py::object& weight, const std::optional<py::object>& bias,
+         const std::optional<py::object>& input_second_moment,
+         const std::optional<py::object>& input_mean) {
+        const Array w = view_of(weight, "weight");
+        const auto b = optional_view_of(bias, "bias");
+        const auto s = optional_view_of(input_second_moment, "input_second_moment");
+        const auto m = optional_view_of(input_mean, "input_mean");
+        return without_gil([&] {
+          return std::make_unique<SharedCovariance>(
+              preactivation_moment(w.view, view_in(b), view_in(s), view_in(m), interruptible()));
+        });
+      },
+      py::arg("weight"), py::arg("bias"), py::arg("input_second_moment"), py::arg("input_mean"));
+
+  module.def(
+      "descramble_trace",
+      [](const py::object& weight) {
+        const Array w = view_of(weight, "weight");
+        return without_gil([&] {
+          return std::make_unique<MatrixDescrambler>(descramble_trace(w.view, interruptible()));
+        });
+      },
+      py::arg("weight"));
+  module.def(
+      "descramble_diagonal",
+      [](const py::object& weight) {
+        const Array w = view_of(weight, "weight");
+        return without_gil([&] {
+          return std::make_unique<MatrixDescrambler>(descramble_diagonal(w.view, interruptible()));
+        });
+      },
+      py::arg("weight"));
+}
+
+}  // namespace descramble_fast::python

@@ -1,0 +1,50 @@
+"""Exact descramblers: orthogonal matrices that make trained layers readable.
+
+Stream a layer's samples into a :class:`Covariance`, solve with :func:`descramble`, read the weights
+through the result. See :func:`descramble` for a complete example.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("descramble_fast._core") is None:
+    raise ImportError(
+        "descramble_fast: the compiled extension is missing. Install the package "
+        "(`pip install .`), and do not import it from inside its source folder `python/`."
+    )
+
+from descramble_fast import operators
+from descramble_fast._arrays import Route
+from descramble_fast._config import cuda_available, set_num_threads, show_config
+from descramble_fast._core import BackendError, __version__
+from descramble_fast._covariance import Covariance, CrossCovariance
+from descramble_fast._descramble import (
+    Descrambler,
+    Gauge,
+    MatrixDescrambler,
+    SmoothnessDescrambler,
+    descramble,
+    descramble_many,
+    descramble_weights,
+)
+from descramble_fast._eigh import EighResult, eigh
+
+__all__ = [
+    "BackendError",
+    "Covariance",
+    "CrossCovariance",
+    "Descrambler",
+    "EighResult",
+    "Gauge",
+    "MatrixDescrambler",
+    "Route",
+    "SmoothnessDescrambler",
+    "__version__",
+    "cuda_available",
+    "descramble",
+    "descramble_many",
+    "descramble_weights",
+    "eigh",
+    "operators",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,81 @@
+"""Arrays in kind: results come back in the library of the first array that was seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from descramble_fast import _core
+
+# NumPy, torch, CuPy and JAX arrays share no base class; what is accepted is checked at run time.
+Array: TypeAlias = Any
+Floats: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a result came about.
+
+    Attributes
+    ----------
+    device : str
+        Where it was computed, e.g. ``"cpu"``.
+    dtype : str
+        Working precision.
+    driver : str
+        The routine whose answer was taken.
+    fallbacks : tuple of str
+        Routines that were tried before it, with the reason why each was refused.
+    """
+
+    device: str
+    dtype: str
+    driver: str
+    fallbacks: tuple[str, ...]
+
+    @classmethod
+    def _of(cls, route: _core.Route) -> Route:
+        return cls(route.device, route.dtype, route.driver, tuple(route.fallbacks))
+
+
+class Kind:
+    """An array library; NumPy until an array has been seen."""
+
+    def __init__(self) -> None:
+        self._namespace: Any = None
+
+    @classmethod
+    def of(cls, *arrays: Array) -> Kind:
+        """Kind of the first of these that is an array."""
+        kind = cls()
+        for array in arrays:
+            kind.see(array)
+        return kind
+
+    def see(self, array: Array) -> None:
+        """Remember the library of `array`, unless one is known already."""
+        if self._namespace is None and array_api_compat.is_array_api_obj(array):
+            self._namespace = array_api_compat.array_namespace(array)
+
+    def adopt(self, other: Kind) -> None:
+        """Remember another's library, unless one is known already."""
+        if self._namespace is None:
+            self._namespace = other._namespace
+
+    def out(self, array: NDArray[Any]) -> Array:
+        """Hand a NumPy array out in this kind, sharing its memory where the library can."""
+        if self._namespace is None or array_api_compat.is_numpy_namespace(self._namespace):
+            return array
+        return self._namespace.asarray(array)
+
+    def __reduce__(self) -> tuple[type[Kind], tuple[()]]:
+        return Kind, ()
+
+
+def dtype_name(array: Array) -> str:
+    """Name of an array's element type as NumPy spells it."""
+    return str(array.dtype).rpartition(".")[2]

@@ -1,0 +1,94 @@
+"""What the library was built with, and how many threads it takes."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+
+from descramble_fast import _core
+
+
+def cuda_available() -> bool:
+    """Whether the CUDA backend is built and a device can be used.
+
+    Returns
+    -------
+    bool
+        Always False in this version, which has no CUDA backend.
+
+    Examples
+    --------
+    >>> import descramble_fast as df
+    >>> df.cuda_available()
+    False
+    """
+    return False
+
+
+def set_num_threads(k: int) -> None:
+    """Set the number of threads that calls use by default.
+
+    Parameters
+    ----------
+    k : int
+        At least 1; 0 returns to the environment's: ``DESCRAMBLE_FAST_NUM_THREADS``, else
+        ``OMP_NUM_THREADS``, else what the CPU affinity and the cgroup quota allow.
+
+    Raises
+    ------
+    ValueError
+        If `k` is negative.
+
+    Examples
+    --------
+    >>> import descramble_fast as df
+    >>> df.set_num_threads(1)
+    >>> df.show_config("dict")["threads"]
+    1
+    >>> df.set_num_threads(0)
+    """
+    _core.set_num_threads(k)
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Show versions, the LAPACK in use, threads and the CUDA backend.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dict"}
+        Print, or return a dictionary.
+
+    Returns
+    -------
+    dict or None
+        The configuration for ``mode="dict"``.
+
+    Raises
+    ------
+    ValueError
+        If `mode` is neither.
+
+    Examples
+    --------
+    >>> import descramble_fast as df
+    >>> sorted(df.show_config("dict"))
+    ['cuda', 'descramble_fast', 'lapack', 'numpy', 'platform', 'python', 'threads']
+    """
+    if mode not in ("stdout", "dict"):
+        raise ValueError(f'mode: got {mode!r}, expected "stdout" or "dict"')
+    config: dict[str, Any] = {
+        "descramble_fast": _core.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "lapack": _core.lapack_config(),
+        "threads": _core.num_threads(),
+        "cuda": "not built",
+    }
+    if mode == "dict":
+        return config
+    width = max(map(len, config))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in config.items()))
+    return None

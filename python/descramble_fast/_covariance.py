@@ -1,0 +1,446 @@
+"""Streaming moments."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from descramble_fast import _core
+from descramble_fast._arrays import Array, Floats, Kind, dtype_name
+from descramble_fast._core import BackendError
+
+_FORMAT = "descramble_fast.covariance"
+_SCHEMA = "1"
+
+
+def _row_mask(mask: Array | None) -> Any:
+    if mask is None:
+        return None
+    rows = np.asarray(mask)
+    if rows.dtype != np.bool_:
+        raise TypeError(f"mask: got dtype {rows.dtype}, expected bool; True for rows that count")
+    return rows
+
+
+def _row_weights(weights: Array | None) -> Any:
+    return None if weights is None else np.asarray(weights, dtype=np.float64)
+
+
+class Covariance:
+    """Streaming count, mean and centred scatter of n features.
+
+    State is float64 (8 n² bytes) whatever the samples' type, and updated about the mean (Chan,
+    Golub and LeVeque 1979), so that means a million times the deviation lose nothing. Batches are
+    read in place; the GIL is released. One accumulator may be used from several threads, whose
+    calls then take turns.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of features (neurons), at least 1.
+    device : None or "cpu"
+        Where the accumulator lives.
+
+    Raises
+    ------
+    ValueError
+        If `n_features` is out of range.
+    BackendError
+        If `device` is not the CPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> cov = df.Covariance(2).update(np.array([[1.0, 0.0], [3.0, 2.0]]))
+    >>> cov.count, cov.mean.tolist()
+    (2, [2.0, 1.0])
+    >>> cov.second_moment().tolist()
+    [[5.0, 3.0], [3.0, 2.0]]
+    >>> cov.covariance(ddof=1).tolist()
+    [[2.0, 2.0], [2.0, 2.0]]
+    """
+
+    def __init__(self, n_features: int, device: str | None = None) -> None:
+        if device not in (None, "cpu"):
+            raise BackendError(f"device: got {device!r}, but this build has no CUDA backend")
+        self._core = _core.Covariance(n_features)
+        self._kind = Kind()
+        self._input_dtypes: frozenset[str] = frozenset()
+
+    @classmethod
+    def _wrap(cls, core: _core.Covariance, kind: Kind) -> Covariance:
+        self = cls.__new__(cls)
+        self._core, self._kind, self._input_dtypes = core, kind, frozenset()
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Covariance of {self.n_features} features, {self.count} samples>"
+
+    @property
+    def n_features(self) -> int:
+        """Number of features, n."""
+        return self._core.size
+
+    @property
+    def count(self) -> int:
+        """Number of rows used."""
+        return self._core.count
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of the rows used."""
+        return self._core.weight
+
+    @property
+    def input_dtypes(self) -> tuple[str, ...]:
+        """Names of the element types of the batches seen."""
+        return tuple(sorted(self._input_dtypes))
+
+    @property
+    def mean(self) -> Array:
+        """Weighted mean, shape (n,), float64.
+
+        Raises ValueError without samples, or where only a second moment is known.
+        """
+        return self._kind.out(self._core.mean())
+
+    def update(
+        self, batch: Array, mask: Array | None = None, weights: Array | None = None
+    ) -> Covariance:
+        """Add samples, without a copy of the batch.
+
+        Parameters
+        ----------
+        batch : array, (..., n)
+            float16, bfloat16, float32 or float64, of any strides; no rows are fine.
+        mask : array of bool, (...), optional
+            True for rows that count. Rows masked out are not looked at.
+        weights : array, (...), optional
+            Non-negative frequencies. Rows of weight 0 are not looked at.
+
+        Returns
+        -------
+        Covariance
+            Itself.
+
+        Raises
+        ------
+        TypeError
+            If `batch` is no floating array in native byte order, or `mask` is not boolean.
+        ValueError
+            If a shape does not fit, a weight is negative, or a row that counts holds NaN, infinity
+            or numbers whose squares overflow. The state is then left bit for bit as it was.
+        BackendError
+            If `batch` lies on an accelerator.
+        """
+        self._core.update(batch, _row_mask(mask), _row_weights(weights))
+        self._kind.see(batch)
+        self._input_dtypes |= {dtype_name(batch) if hasattr(batch, "dtype") else "unknown"}
+        return self
+
+    def merge(self, other: Covariance) -> Covariance:
+        """Add another accumulator's samples (Chan's formula); an empty one changes nothing.
+
+        Parameters
+        ----------
+        other : Covariance
+            Of as many features; left as it is.
+
+        Returns
+        -------
+        Covariance
+            Itself.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no Covariance.
+        ValueError
+            If the sizes differ, or either side has no mean.
+        """
+        if not isinstance(other, Covariance):
+            raise TypeError(f"other: got {type(other).__name__}, expected a Covariance")
+        self._core.merge(other._core)
+        self._kind.adopt(other._kind)
+        self._input_dtypes |= other._input_dtypes
+        return self
+
+    def second_moment(self) -> Array:
+        """Uncentred second moment C = Σ w x xᵀ / Σ w, shape (n, n), float64.
+
+        Raises ValueError without samples.
+        """
+        return self._kind.out(self._core.second_moment())
+
+    def covariance(self, ddof: float = 0) -> Array:
+        """Covariance K = Σ w (x - μ)(x - μ)ᵀ / (Σ w - ddof), shape (n, n), float64.
+
+        Raises ValueError where weight - ddof is not positive, or where the mean is unknown.
+        """
+        return self._kind.out(self._core.covariance(ddof))
+
+    @classmethod
+    def from_samples(cls, x: Array) -> Covariance:
+        """Moments of one array of samples, shape (..., n).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import descramble_fast as df
+        >>> df.Covariance.from_samples(np.ones((4, 3), dtype=np.float32)).count
+        4
+        """
+        shape: tuple[int, ...] = getattr(x, "shape", ())
+        if len(shape) == 0:
+            raise TypeError(f"x: got {type(x).__name__}, expected an array of shape (..., n)")
+        return cls(int(shape[-1])).update(x)
+
+    @classmethod
+    def from_moments(
+        cls, second_moment: Array, mean: Array | None = None, weight: float = 1.0
+    ) -> Covariance:
+        """Moments known from elsewhere.
+
+        Parameters
+        ----------
+        second_moment : array, (n, n)
+            Uncentred, normalised, symmetric to 1e-6 of its largest element.
+        mean : array, (n,), optional
+            Without it only uncentred results are defined, and nothing can be added.
+        weight : float
+            How many samples it stands for.
+
+        Returns
+        -------
+        Covariance
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit, an entry is not finite, or `weight` is not positive.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import descramble_fast as df
+        >>> df.Covariance.from_moments(np.eye(2), mean=np.array([0.5, 0.0])).covariance().tolist()
+        [[0.75, 0.0], [0.0, 1.0]]
+        """
+        core = _core.Covariance.from_moments(second_moment, mean, weight)
+        return cls._wrap(core, Kind.of(second_moment))
+
+    @classmethod
+    def combine(cls, covs: Sequence[Covariance], weights: Sequence[float] | Floats) -> Covariance:
+        """Weighted sum of normalised second moments, Σ wᵢ Cᵢ, for joint criteria.
+
+        Parameters
+        ----------
+        covs : sequence of Covariance
+            Of one size, each with samples.
+        weights : sequence of float
+            Non-negative, one per covariance.
+
+        Returns
+        -------
+        Covariance
+            It has a second moment but no mean: centring it is refused.
+
+        Raises
+        ------
+        TypeError
+            If an entry is no Covariance.
+        ValueError
+            If sizes or lengths differ, a weight is negative, or an entry has no samples.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import descramble_fast as df
+        >>> one = df.Covariance.from_moments(np.eye(2))
+        >>> df.Covariance.combine([one, one], [1.0, 0.5]).second_moment().tolist()
+        [[1.5, 0.0], [0.0, 1.5]]
+        """
+        for i, cov in enumerate(covs):
+            if not isinstance(cov, Covariance):
+                raise TypeError(f"covs: entry {i} is {type(cov).__name__}, expected a Covariance")
+        kind = Kind()
+        for cov in covs:
+            kind.adopt(cov._kind)
+        core = _core.Covariance.combine([cov._core for cov in covs], [float(w) for w in weights])
+        out = cls._wrap(core, kind)
+        out._input_dtypes = frozenset().union(*(cov._input_dtypes for cov in covs))
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"state": self._core.state(), "input_dtypes": self._input_dtypes}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self._core = _core.Covariance.from_state(*saved["state"])
+        self._kind = Kind()
+        self._input_dtypes = saved["input_dtypes"]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state to a safetensors file, replacing `path` in one step.
+
+        Tensors: ``count`` int64; float64 ``weight``, ``reference`` and ``offset`` (n,), whose sum
+        is the mean, and ``scatter`` (n (n + 1)/2,), the row-major upper triangle about the mean.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> import descramble_fast as df
+        >>> path = os.path.join(tempfile.mkdtemp(), "layer.safetensors")
+        >>> df.Covariance.from_samples(np.eye(3)).save(path)
+        >>> df.Covariance.load(path).count
+        3
+        """
+        count, weight, has_mean, reference, offset, scatter = self._core.state()
+        tensors = {
+            "count": np.array([count], dtype=np.int64),
+            "weight": np.array([weight]),
+            "reference": reference,
+            "offset": offset,
+            "scatter": scatter,
+        }
+        metadata = {
+            "format": _FORMAT,
+            "schema": _SCHEMA,
+            "version": _core.__version__,
+            "has_mean": str(has_mean).lower(),
+            "input_dtypes": ",".join(self.input_dtypes),
+        }
+        _replace(Path(path), safetensors.numpy.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Covariance:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not such a file, or of a later schema.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"path: {path} holds no covariance of descramble_fast")
+                if metadata.get("schema") != _SCHEMA:
+                    raise ValueError(
+                        f"path: {path} has schema {metadata.get('schema')}, expected {_SCHEMA}"
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"path: {path} is no readable safetensors file: {error}") from error
+        for name, dtype in _LAYOUT.items():
+            if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != 1:
+                raise ValueError(f"path: {path} lacks a {dtype} vector {name!r}")
+        core = _core.Covariance.from_state(
+            int(tensors["count"][0]),
+            float(tensors["weight"][0]),
+            metadata.get("has_mean") == "true",
+            tensors["reference"],
+            tensors["offset"],
+            tensors["scatter"],
+        )
+        self = cls._wrap(core, Kind())
+        self._input_dtypes = frozenset(filter(None, metadata.get("input_dtypes", "").split(",")))
+        return self
+
+
+_LAYOUT = {
+    "count": "int64",
+    "weight": "float64",
+    "reference": "float64",
+    "offset": "float64",
+    "scatter": "float64",
+}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+class CrossCovariance:
+    """Streaming cross moments between two sets of features of the same samples.
+
+    Parameters
+    ----------
+    n_x, n_y : int
+        Numbers of features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> x = np.array([[1.0], [2.0], [3.0]])
+    >>> cross = df.CrossCovariance(1, 2).update(x, np.hstack([2 * x, -x]))
+    >>> cross.correlation().round(12).tolist()
+    [[1.0, -1.0]]
+    """
+
+    def __init__(self, n_x: int, n_y: int) -> None:
+        self._core = _core.CrossCovariance(n_x, n_y)
+        self._kind = Kind()
+
+    @property
+    def count(self) -> int:
+        """Number of row pairs used."""
+        return self._core.count
+
+    @property
+    def weight(self) -> float:
+        """Sum of their weights."""
+        return self._core.weight
+
+    def update(
+        self, x: Array, y: Array, mask: Array | None = None, weights: Array | None = None
+    ) -> CrossCovariance:
+        """Add paired rows, shapes (..., n_x) and (..., n_y); as `Covariance.update` otherwise."""
+        self._core.update(x, y, _row_mask(mask), _row_weights(weights))
+        self._kind.see(x)
+        self._kind.see(y)
+        return self
+
+    def merge(self, other: CrossCovariance) -> CrossCovariance:
+        """Add another accumulator's samples."""
+        if not isinstance(other, CrossCovariance):
+            raise TypeError(f"other: got {type(other).__name__}, expected a CrossCovariance")
+        self._core.merge(other._core)
+        self._kind.adopt(other._kind)
+        return self
+
+    def cross_moment(self) -> Array:
+        """Σ w x yᵀ / Σ w, shape (n_x, n_y), float64."""
+        return self._kind.out(self._core.cross_moment())
+
+    def cross_covariance(self, ddof: float = 0) -> Array:
+        """Σ w (x - μ)(y - ν)ᵀ / (Σ w - ddof), shape (n_x, n_y), float64."""
+        return self._kind.out(self._core.cross_covariance(ddof))
+
+    def correlation(self) -> Array:
+        """Pearson's correlation, shape (n_x, n_y), float64; 0 where a feature is constant."""
+        return self._kind.out(self._core.correlation())

@@ -1,0 +1,432 @@
+"""Descramblers of the smoothness, trace and diagonal criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from descramble_fast import _core, operators
+from descramble_fast._arrays import Array, Kind, Route
+from descramble_fast._covariance import Covariance
+from descramble_fast.operators import Operator
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """How the freedom among optimal descramblers was used up.
+
+    Attributes
+    ----------
+    name : {"canonical", "identity", "reference"}
+        The rule that was asked for.
+    distance : float
+        ‖P - R‖ in the Frobenius norm; NaN in the canonical gauge.
+    exact : bool
+        True where P is known to be the nearest to R: the spectrum of C is simple. False where it is
+        the best stationary point found.
+    iterations : int
+        Alternations that were made.
+    """
+
+    name: str
+    distance: float
+    exact: bool
+    iterations: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Descrambler:
+    """An orthogonal matrix P and what it achieves.
+
+    Attributes
+    ----------
+    criterion : {"smoothness", "trace", "diagonal"}
+        What P optimises.
+    cost : float
+        The criterion at P.
+    initial_cost : float
+        The criterion at P = I.
+    bound : float
+        Lower bound of a minimised criterion, upper bound of a maximised one.
+    orthogonality_error : float
+        ‖P Pᵀ - I‖ in the Frobenius norm, on the retained part if only leading components are kept.
+    route : Route
+        Device, precision, driver and fallbacks.
+    """
+
+    criterion: str
+    cost: float
+    initial_cost: float
+    bound: float
+    orthogonality_error: float
+    route: Route
+    _core: _core.Descrambler = field(repr=False)
+    _kind: Kind = field(repr=False)
+
+    @cached_property
+    def matrix(self) -> Array:
+        """P, shape (n, n), float64; formed on first use."""
+        return self._kind.out(self._core.matrix())
+
+    def transform(self, samples: Array) -> Array:
+        """Descramble samples: x Pᵀ, with the mean subtracted first if and only if centred.
+
+        Parameters
+        ----------
+        samples : array, (..., n)
+
+        Returns
+        -------
+        array, (..., n)
+            float64, in the library of `samples`.
+        """
+        return Kind.of(samples).out(self._core.transform(samples))
+
+    def inverse_transform(self, samples: Array) -> Array:
+        """Scramble again: z P, with the mean added if and only if centred.
+
+        Parameters
+        ----------
+        samples : array, (..., n)
+
+        Returns
+        -------
+        array, (..., n)
+        """
+        return Kind.of(samples).out(self._core.inverse_transform(samples))
+
+    def transform_weight(self, W: Array, bias: Array | None = None) -> Any:
+        """Read the layer's weights on their output side: P W, and P b.
+
+        Parameters
+        ----------
+        W : array, (n, m)
+        bias : array, (n,), optional
+
+        Returns
+        -------
+        array, (n, m), or a pair of it and an array (n,)
+            The pair where a bias is given.
+        """
+        kind = Kind.of(W)
+        weight = kind.out(self._core.transform_weight(W))
+        return weight if bias is None else (weight, kind.out(self._core.transform_weight(bias)))
+
+    def transform_next_weight(self, W_next: Array) -> Array:
+        """Read the next layer's weights on their input side: W_next Pᵀ.
+
+        Parameters
+        ----------
+        W_next : array, (m, n)
+
+        Returns
+        -------
+        array, (m, n)
+        """
+        return Kind.of(W_next).out(self._core.transform_next_weight(W_next))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SmoothnessDescrambler(Descrambler):
+    """P = T Uᵀ, the exact minimiser of tr(L P C Pᵀ), applied through T and U.
+
+    Attributes
+    ----------
+    operator : Operator
+        L.
+    eigenvalues : array, (k,)
+        c, descending.
+    cost_error : float
+        Bound on the numerical error of `cost`: ‖ΔC‖₂ Σ ℓᵢ.
+    blocks : tuple of (int, int)
+        Half-open ranges of components whose eigenvalues agree to n·eps·c₁: their columns are
+        determined only together. On the null space of C this leaves P W undetermined.
+    gauge : Gauge
+        How the remaining freedom was used up.
+    """
+
+    operator: Operator
+    eigenvalues: Array = field(repr=False)
+    cost_error: float
+    blocks: tuple[tuple[int, int], ...]
+    gauge: Gauge
+    _core: _core.SmoothnessDescrambler = field(repr=False)
+
+    @cached_property
+    def components(self) -> Array:
+        """U, shape (n, k): column i is the principal component of ``eigenvalues[i]``."""
+        return self._kind.out(self._core.components().T)
+
+    @cached_property
+    def modes(self) -> Array:
+        """T, shape (n, k), rotated within degenerate blocks of ℓ as the gauge asks."""
+        return self._kind.out(self._core.modes().T)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MatrixDescrambler(Descrambler):
+    """P of the trace or the diagonal criterion.
+
+    Attributes
+    ----------
+    stationarity : float
+        Norm of the skew part of ∇f Pᵀ relative to ∇f: 0 at a stationary point.
+    iterations : int
+        Steps of the generalised power iteration (0 for the trace, which is exact).
+    """
+
+    stationarity: float
+    iterations: int
+
+
+def descramble(
+    samples_or_covariance: Array | Covariance,
+    *,
+    operator: Operator | None = None,
+    center: bool = False,
+    gauge: str | Array = "canonical",
+    k: int | None = None,
+) -> SmoothnessDescrambler:
+    """Find the orthogonal matrix that makes a layer's signals smoothest, exactly.
+
+    Minimises tr(L P C Pᵀ) over orthogonal P, where C is the second moment of the samples and L the
+    roughness operator. The minimiser is P = T Uᵀ, with U the eigenvectors of C by descending and T
+    those of L by ascending eigenvalue: the largest principal component becomes the smoothest mode
+    (Sule, Spencer and Czaja, arXiv 2301.07820, the Brockett-function minimisation).
+
+    Parameters
+    ----------
+    samples_or_covariance : array, (..., n), or Covariance
+        Preactivations or activations, neurons last; or their moments.
+    operator : Operator, optional
+        L; ``operators.fourier(n, order=2)`` by default, as published.
+    center : bool
+        Use the covariance. The published criterion does not.
+    gauge : {"canonical", "identity"} or array, (n, n)
+        Which of the optimal matrices. Canonical: in every column of U the first of its largest
+        entries is positive, T in closed form. Identity, or an array R: the one nearest to it, which
+        makes descramblers comparable, e.g. across checkpoints.
+    k : int, optional
+        Only the k leading components; P is then a partial isometry onto the k smoothest modes, and
+        `cost` what it retains.
+
+    Returns
+    -------
+    SmoothnessDescrambler
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array of a floating type, Covariance or Operator.
+    ValueError
+        If a shape does not fit, samples hold NaN or infinity, the moment is not positive
+        semidefinite, or a mean is needed but unknown.
+    BackendError
+        If memory lies on an accelerator, or every eigensolver failed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> rng = np.random.default_rng(0)
+    >>> places = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    >>> smooth = np.cos(np.outer(rng.normal(size=500), places))
+    >>> scrambled = smooth @ np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    >>> d = df.descramble(scrambled)
+    >>> d.cost < 0.01 * d.initial_cost
+    True
+    >>> bool(np.allclose(d.transform(scrambled), scrambled @ d.matrix.T))
+    True
+    """
+    return descramble_many(
+        [samples_or_covariance], operator=operator, center=center, gauge=gauge, k=k
+    )[0]
+
+
+def descramble_many(
+    covariances: Sequence[Array | Covariance],
+    *,
+    operator: Operator | Sequence[Operator] | None = None,
+    center: bool = False,
+    gauge: str | Array = "canonical",
+    k: int | None = None,
+) -> tuple[SmoothnessDescrambler, ...]:
+    """Descramble many layers, heads or experts; equal sizes are solved as one batch.
+
+    Parameters
+    ----------
+    covariances : sequence of Covariance or array
+        Moments, or samples as for `descramble`.
+    operator : Operator or sequence of Operator, optional
+        One for all, or one each.
+    center, gauge, k
+        As for `descramble`, the same for all.
+
+    Returns
+    -------
+    tuple of SmoothnessDescrambler
+        In the order given.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As `descramble`; a length that does not fit is a ValueError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> heads = [df.Covariance.from_samples(np.random.rand(50, 4)) for _ in range(3)]
+    >>> [d.matrix.shape for d in df.descramble_many(heads)]
+    [(4, 4), (4, 4), (4, 4)]
+    """
+    moments = [
+        item if isinstance(item, Covariance) else Covariance.from_samples(item)
+        for item in covariances
+    ]
+    ops = _operators_for(moments, operator)
+    reference, gauge_name = _reference(gauge, moments)
+    solved = _core.descramble_many(
+        [cov._core for cov in moments], [op._core for op in ops], center, reference, k
+    )
+    return tuple(
+        _smoothness(core, cov._kind, op, gauge_name)
+        for core, cov, op in zip(solved, moments, ops, strict=True)
+    )
+
+
+def descramble_weights(
+    W: Array,
+    *,
+    criterion: str = "smoothness",
+    bias: Array | None = None,
+    input_second_moment: Array | None = None,
+    input_mean: Array | None = None,
+    operator: Operator | None = None,
+    gauge: str | Array = "canonical",
+    restrict: str = "orthogonal",
+) -> SmoothnessDescrambler | MatrixDescrambler:
+    """Descramble a layer from its weights, without samples.
+
+    Smoothness: with the inputs' second moment Σ the preactivations' is W Σ Wᵀ (plus bias terms), so
+    none need be streamed. Isotropic inputs (Σ = I, the default): U are W's left singular vectors
+    and P W = T S Vᵀ. Trace: max tr(P W), exact (orthogonal Procrustes). Diagonal: max Σ (P W)ᵢᵢ² by
+    generalised power iteration from the trace solution, which climbs monotonically to a stationary
+    point.
+
+    Parameters
+    ----------
+    W : array, (n, m)
+        Row i holds neuron i's weights.
+    criterion : {"smoothness", "trace", "diagonal"}
+        What to optimise.
+    bias : array, (n,), optional
+        Smoothness only.
+    input_second_moment : array, (m, m), optional
+        Uncentred; smoothness only.
+    input_mean : array, (m,), optional
+        Used with a bias; smoothness only.
+    operator, gauge
+        As for `descramble`; smoothness only.
+    restrict : {"orthogonal"}
+        Permutations are not part of this version.
+
+    Returns
+    -------
+    SmoothnessDescrambler or MatrixDescrambler
+
+    Raises
+    ------
+    TypeError, ValueError, BackendError
+        As `descramble`; an argument that the criterion does not use is a ValueError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> W = np.array([[0.0, 2.0], [1.0, 0.0]])
+    >>> df.descramble_weights(W, criterion="trace").transform_weight(W).round(12).tolist()
+    [[1.0, 0.0], [0.0, 2.0]]
+    """
+    if restrict != "orthogonal":
+        raise ValueError(f'restrict: got {restrict!r}, expected "orthogonal" in this version')
+    if criterion == "smoothness":
+        core = _core.preactivation_moment(W, bias, input_second_moment, input_mean)
+        return descramble(Covariance._wrap(core, Kind.of(W)), operator=operator, gauge=gauge)
+    solvers = {"trace": _core.descramble_trace, "diagonal": _core.descramble_diagonal}
+    if criterion not in solvers:
+        raise ValueError(
+            f'criterion: got {criterion!r}, expected "smoothness", "trace" or "diagonal"'
+        )
+    unused = {
+        "bias": bias,
+        "input_second_moment": input_second_moment,
+        "input_mean": input_mean,
+        "operator": operator,
+        "gauge": None if isinstance(gauge, str) and gauge == "canonical" else gauge,
+    }
+    for argument, value in unused.items():
+        if value is not None:
+            raise ValueError(f'{argument}: criterion "{criterion}" does not use it')
+    solved = solvers[criterion](W)
+    return MatrixDescrambler(
+        **_common(solved, criterion),
+        stationarity=solved.stationarity,
+        iterations=solved.iterations,
+        _core=solved,
+        _kind=Kind.of(W),
+    )
+
+
+def _operators_for(
+    moments: Sequence[Covariance], operator: Operator | Sequence[Operator] | None
+) -> list[Operator]:
+    if operator is None:
+        by_size = {n: operators.fourier(n) for n in {cov.n_features for cov in moments}}
+        return [by_size[cov.n_features] for cov in moments]
+    ops = [operator] * len(moments) if isinstance(operator, Operator) else list(operator)
+    for op in ops:
+        if not isinstance(op, Operator):
+            raise TypeError(f"operator: got {type(op).__name__}, expected an Operator")
+    return ops
+
+
+def _reference(gauge: str | Array, moments: Sequence[Covariance]) -> tuple[Array | None, str]:
+    if not isinstance(gauge, str):
+        return gauge, "reference"
+    if gauge == "canonical":
+        return None, gauge
+    if gauge == "identity":
+        return np.eye(moments[0].n_features) if moments else None, gauge
+    raise ValueError(f'gauge: got {gauge!r}, expected "canonical", "identity" or an (n, n) array')
+
+
+def _common(core: _core.Descrambler, criterion: str) -> dict[str, Any]:
+    return {
+        "criterion": criterion,
+        "cost": core.cost,
+        "initial_cost": core.initial_cost,
+        "bound": core.bound,
+        "orthogonality_error": core.orthogonality_error,
+        "route": Route._of(core.route),
+    }
+
+
+def _smoothness(
+    core: _core.SmoothnessDescrambler, kind: Kind, operator: Operator, gauge: str
+) -> SmoothnessDescrambler:
+    report = core.gauge
+    return SmoothnessDescrambler(
+        **_common(core, "smoothness"),
+        operator=operator,
+        eigenvalues=kind.out(core.eigenvalues()),
+        cost_error=core.cost_error,
+        blocks=tuple(core.blocks()),
+        gauge=Gauge(gauge, report.distance, report.exact, report.iterations),
+        _core=core,
+        _kind=kind,
+    )
