@@ -64,15 +64,6 @@ std::vector<Block> close_runs(const std::vector<double>& values, double gap) {
   return runs;
 }
 
-void fix_sign(double* vector, std::int64_t n) {
-  double largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(vector[i]));
-  const double* const first = std::find_if(
-      vector, vector + n, [largest](double x) { return std::abs(x) >= largest * (1 - 1e-6); });
-  if (first != vector + n && *first < 0)
-    for (std::int64_t i = 0; i < n; ++i) vector[i] = -vector[i];
-}
-
 // One solved problem of a batch: `row` is its first row in the eigenvectors, ascending.
 struct Solved {
   const Eigh<double>& pairs;
@@ -90,7 +81,7 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, cons
     const std::int64_t from = k - 1 - i;
     d.eigenvalues[std::size_t(i)] = solved.pairs.eigenvalues(solved.item, from);
     std::copy_n(solved.pairs.eigenvectors.row(solved.item * k + from), n, d.components.row(i));
-    fix_sign(d.components.row(i), n);
+    cpu::fix_sign(d.components.row(i), n);
   }
   const double largest = std::max(0.0, d.eigenvalues.front());
   const double lowest = d.eigenvalues.back();

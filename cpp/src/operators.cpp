@@ -124,7 +124,7 @@ Operator Operator::from_matrix(const ArrayView& matrix, const Context& context) 
   for (double& x : l)
     if (x < rounding) x = 0;
   return Operator(cpu::make_dense(message("matrix(n=", n, ")"), std::move(l),
-                                  std::move(pairs.eigenvectors), rounding));
+                                  std::move(pairs.eigenvectors), 10 * rounding));
 }
 
 std::int64_t Operator::size() const { return impl_->size(); }

@@ -58,8 +58,8 @@ class Operator:
 
     def modes(self) -> Floats:
         """T, shape (n, n): column i is the mode of ``eigenvalues[i]``."""
-        rows: Floats = self._core.modes()
-        return rows.T
+        columns: Floats = self._core.modes().T
+        return columns
 
     def apply(self, x: Array) -> Array:
         """L x, for x of shape (..., n)."""

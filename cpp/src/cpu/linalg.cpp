@@ -93,6 +93,15 @@ double orthogonality_error(const Matrix<double>& rows, int threads) {
   return std::sqrt(total);
 }
 
+void fix_sign(double* vector, std::int64_t n) {
+  double largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(vector[i]));
+  const double* const first = std::find_if(
+      vector, vector + n, [largest](double x) { return std::abs(x) >= largest * (1 - 1e-6); });
+  if (first != vector + n && *first < 0)
+    for (std::int64_t i = 0; i < n; ++i) vector[i] = -vector[i];
+}
+
 Polar polar(const Matrix<double>& a, int threads) {
   const std::int64_t n = a.rows();
   Polar out;

@@ -17,6 +17,9 @@ Matrix<double> transposed(const Matrix<double>& x);
 /// |V V^T - I|_F for V (k, n).
 double orthogonality_error(const Matrix<double>& rows, int threads);
 
+/// Negates a vector unless the first of its largest entries, to 1e-6 relative, is positive.
+void fix_sign(double* vector, std::int64_t n);
+
 struct Polar {
   Matrix<double> factor;
   /// Sum of the singular values of the argument.

@@ -8,6 +8,7 @@
 
 #include "cpu/fft.hpp"
 #include "cpu/lapack.hpp"
+#include "cpu/linalg.hpp"
 #include "cpu/parallel.hpp"
 
 namespace descramble_fast::cpu {
@@ -353,15 +354,6 @@ class Grid final : public Operator::Impl {
   // Sorted mode -> row-major index over the axes' modes.
   std::vector<std::int64_t> order_;
 };
-
-void fix_sign(double* mode, std::int64_t n) {
-  double largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(mode[i]));
-  const double* const first = std::find_if(
-      mode, mode + n, [largest](double x) { return std::abs(x) >= largest * (1 - 1e-6); });
-  if (first != mode + n && *first < 0)
-    for (std::int64_t i = 0; i < n; ++i) mode[i] = -mode[i];
-}
 
 class Dense final : public Operator::Impl {
  public:
