@@ -21,11 +21,7 @@ std::int64_t checked_size(const char* argument, std::int64_t n) {
   return n;
 }
 
-void check_selector(const char* argument, const ArrayView& selector, const ArrayView& batch,
-                    DType dtype) {
-  if (selector.dtype() != dtype)
-    throw TypeError(
-        message(argument, ": got dtype ", name(selector.dtype()), ", expected ", name(dtype)));
+void check_selector(const char* argument, const ArrayView& selector, const ArrayView& batch) {
   const auto leading = batch.shape().first(std::size_t(batch.rank() - 1));
   if (!std::ranges::equal(selector.shape(), leading))
     throw InvalidArgument(message(argument, ": got shape ", shape_text(selector),
@@ -33,28 +29,27 @@ void check_selector(const char* argument, const ArrayView& selector, const Array
                                   shape_text(batch)));
 }
 
-// A selector has one entry per row; as a view with a last axis of 1 its rows are its entries.
-template <class T>
-T entry(const ArrayView& selector, std::int64_t row) {
-  std::int64_t offset = 0;
-  for (int i = selector.rank() - 1; i >= 0; --i) {
-    const std::int64_t length = selector.shape()[std::size_t(i)];
-    offset += (row % length) * selector.strides()[std::size_t(i)];
-    row /= length;
-  }
-  return static_cast<const T*>(selector.data())[offset];
-}
-
 cpu::Rows select(const ArrayView& batch, const RowSelection& selection) {
   cpu::Rows rows;
   rows.count = batch.rows();
-  if (selection.mask) check_selector("mask", *selection.mask, batch, DType::boolean);
-  if (selection.weights) check_selector("weights", *selection.weights, batch, DType::float64);
+  std::vector<double> weights;
+  if (selection.mask) {
+    if (selection.mask->dtype() != DType::boolean)
+      throw TypeError(message("mask: got dtype ", name(selection.mask->dtype()),
+                              ", expected bool; true for rows that count"));
+    check_selector("mask", *selection.mask, batch);
+  }
+  if (selection.weights) {
+    check_floating("weights", *selection.weights);
+    check_selector("weights", *selection.weights, batch);
+    weights.resize(std::size_t(rows.count));
+    cpu::widen_all(*selection.weights, weights.data());
+  }
   if (selection.mask || selection.weights) {
     for (std::int64_t r = 0; r < batch.rows(); ++r) {
-      if (selection.mask && entry<std::uint8_t>(*selection.mask, r) == 0) continue;
+      if (selection.mask && !cpu::is_true(*selection.mask, r)) continue;
       if (selection.weights) {
-        const double w = entry<double>(*selection.weights, r);
+        const double w = weights[std::size_t(r)];
         if (!(w >= 0) || !std::isfinite(w))
           throw InvalidArgument(
               message("weights: got ", w, " at row ", r, ", expected finite and non-negative"));
@@ -69,6 +64,7 @@ cpu::Rows select(const ArrayView& batch, const RowSelection& selection) {
   if (selection.weights) {
     rows.weight = 0;
     for (const double w : rows.weights) rows.weight += w;
+    if (!std::isfinite(rows.weight)) throw InvalidArgument("weights: their sum overflows float64");
   }
   return rows;
 }
@@ -95,7 +91,12 @@ void check_count(std::int64_t count, std::int64_t more) {
     throw InvalidArgument("batch: the number of rows exceeds 2^63 - 1");
 }
 
-// Chan's update of a mean, and the weight of its correction to the scatter.
+double total_weight(double a, double b) {
+  if (!std::isfinite(a + b)) throw InvalidArgument("weights: their sum overflows float64");
+  return a + b;
+}
+
+// The weight of Chan's correction to the scatter.
 double combined_weight(double a, double b) { return a > 0 && b > 0 ? a * (b / (a + b)) : 0; }
 
 std::vector<double> difference(std::span<const double> a, std::span<const double> b) {
@@ -172,7 +173,7 @@ void Covariance::update(const ArrayView& batch, const RowSelection& selection,
   const cpu::Rows rows = select(batch, selection);
   if (rows.count == 0) return;
   check_count(count_, rows.count);
-  const double weight = weight_ + rows.weight;
+  const double weight = total_weight(weight_, rows.weight);
   std::vector<double> reference = reference_for(reference_, weight_, batch, rows);
   const auto statistics = checked_statistics("batch", batch, rows, reference, weight, context);
   if (context.poll) context.poll();
@@ -194,7 +195,7 @@ void Covariance::merge(const Covariance& other) {
         "other: a second moment without a mean cannot be merged; use combine with weights");
   check_count(count_, other.count_);
   if (!(other.weight_ > 0)) return;
-  const double weight = weight_ + other.weight_;
+  const double weight = total_weight(weight_, other.weight_);
   const double correction = combined_weight(weight_, other.weight_);
   if (weight_ == 0) reference_ = other.reference_;
   const auto shift = shift_between(reference_, offset_, other.reference_, other.offset_);
@@ -270,6 +271,12 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
     for (std::int64_t j = i; j < n; ++j)
       out.scatter_(i, j) = weight * ((c(i, j) + c(j, i)) / 2 - out.reference_[std::size_t(i)] *
                                                                    out.reference_[std::size_t(j)]);
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = i; j < n; ++j)
+      if (!std::isfinite(out.scatter_(i, j)))
+        throw InvalidArgument(message("second_moment: its product with the weight ", weight,
+                                      " or the mean's square overflows at row ", i, ", column ",
+                                      j));
   out.weight_ = weight;
   out.count_ = std::int64_t(std::min(weight, 0x1p62));
   return out;
@@ -364,7 +371,7 @@ void CrossCovariance::update(const ArrayView& x, const ArrayView& y, const RowSe
   const cpu::Rows rows = select(x, selection);
   if (rows.count == 0) return;
   check_count(count_, rows.count);
-  const double weight = weight_ + rows.weight;
+  const double weight = total_weight(weight_, rows.weight);
   std::vector<double> reference_x = reference_for(reference_x_, weight_, x, rows);
   std::vector<double> reference_y = reference_for(reference_y_, weight_, y, rows);
   const auto in_x = checked_statistics("x", x, rows, reference_x, weight, context);
@@ -390,7 +397,7 @@ void CrossCovariance::merge(const CrossCovariance& other) {
                                   " features, expected ", size_x(), " x ", size_y()));
   check_count(count_, other.count_);
   if (!(other.weight_ > 0)) return;
-  const double weight = weight_ + other.weight_;
+  const double weight = total_weight(weight_, other.weight_);
   const double correction = combined_weight(weight_, other.weight_);
   if (weight_ == 0) {
     reference_x_ = other.reference_x_;

@@ -70,9 +70,14 @@ struct Solved {
   std::int64_t item;
 };
 
+// The rule of the gauge; `reference` for Gauge::reference alone.
+struct Choice {
+  Gauge gauge;
+  std::optional<Matrix<double>> reference;
+};
+
 SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, const Solved& solved,
-                               const std::optional<Matrix<double>>& reference,
-                               const Context& context) {
+                               const Choice& choice, const Context& context) {
   const std::int64_t n = c.rows(), k = solved.pairs.eigenvalues.columns();
   SmoothnessDescrambler d(op);
   d.eigenvalues.resize(std::size_t(k));
@@ -85,9 +90,14 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, cons
   }
   const double largest = std::max(0.0, d.eigenvalues.front());
   const double lowest = d.eigenvalues.back();
-  if (lowest < -rounding_of_moments * largest || (largest == 0 && lowest < 0))
-    throw InvalidArgument(message("covariance: not positive semidefinite: smallest eigenvalue ",
-                                  lowest, " beside the largest ", largest));
+  double lowest_variance = 0;  // negative eigenvalues beyond the k leading ones show here
+  for (std::int64_t i = 0; i < n; ++i) lowest_variance = std::min(lowest_variance, c(i, i));
+  const double rounding =
+      rounding_of_moments * largest + double(n) * std::numeric_limits<double>::min();
+  if (std::min(lowest, lowest_variance) < -rounding)
+    throw InvalidArgument(
+        message("covariance: not positive semidefinite: smallest eigenvalue or variance ",
+                std::min(lowest, lowest_variance), " beside the largest ", largest));
   for (double& x : d.eigenvalues) x = std::max(0.0, x);
 
   const double error = solved.pairs.residual[std::size_t(solved.item)] +
@@ -97,10 +107,14 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, cons
   d.cost_error = error * std::accumulate(l.begin(), l.end(), 0.0);
   d.bound = d.cost;
   d.initial_cost = roughness(op, c, context);
+  if (!std::isfinite(d.cost + d.cost_error) || !std::isfinite(d.initial_cost))
+    throw InvalidArgument(message("covariance: the roughness of signals with a variance of ",
+                                  largest, " overflows float64; rescale the samples"));
   d.blocks = close_runs(d.eigenvalues, double(n) * epsilon * largest);
   d.gauge = {std::numeric_limits<double>::quiet_NaN(), true, 0};
   d.route = solved.pairs.route;
-  if (reference) cpu::choose_nearest(*reference, d, context);
+  if (choice.gauge != Gauge::canonical)
+    cpu::choose_nearest(choice.reference ? &*choice.reference : nullptr, d, context);
   d.orthogonality_error = cpu::orthogonality_error(d.components, cpu::threads_of(context));
   return d;
 }
@@ -120,9 +134,9 @@ void check_problem(const Covariance& covariance, const Operator& op,
         message("operator: acts on ", op.size(), " neurons, the moments have ", n));
   if (options.k && (*options.k < 1 || *options.k > n))
     throw InvalidArgument(message("k: got ", *options.k, ", expected between 1 and ", n));
-  if (options.reference && options.k && *options.k < n)
-    throw InvalidArgument(message("gauge: a reference needs all components, but k = ", *options.k,
-                                  " of ", n, " are asked for"));
+  if (options.gauge != Gauge::canonical && options.k && *options.k < n)
+    throw InvalidArgument(message("gauge: a nearest matrix needs all components, but k = ",
+                                  *options.k, " of ", n, " are asked for"));
 }
 
 }  // namespace
@@ -257,10 +271,12 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
     check_problem(*covariances[i], ops[i], options);
     by_size[covariances[i]->size()].push_back(i);
   }
-  std::optional<Matrix<double>> reference;
+  if (options.reference.has_value() != (options.gauge == Gauge::reference))
+    throw InvalidArgument("gauge: a reference matrix goes with Gauge::reference, and only with it");
+  Choice choice{options.gauge, {}};
   if (options.reference) {
     const std::int64_t n = options.reference->columns();
-    reference = finite_matrix("gauge", *options.reference, n, n, context);
+    choice.reference = finite_matrix("gauge", *options.reference, n, n, context);
     for (const auto& [size, members] : by_size)
       if (size != n)
         throw InvalidArgument(message("gauge: got a reference of shape (", n, ", ", n,
@@ -286,7 +302,7 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
       for (std::size_t i = 0; i < count; ++i) {
         const std::size_t member = members[begin + i];
         solved[member] =
-            assemble(ops[member], moments[i], {pairs, std::int64_t(i)}, reference, context);
+            assemble(ops[member], moments[i], {pairs, std::int64_t(i)}, choice, context);
         if (options.center) solved[member]->mean = covariances[member]->mean();
       }
     }
@@ -335,8 +351,29 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
 
 namespace {
 
-// The columns of W that the diagonal of P W meets, as a square matrix.
-Matrix<double> square_part(const Matrix<double>& w) { return resized(w, w.rows()); }
+// The columns of W that the diagonal of P W meets, as a square matrix; times 2^-exponent, so that
+// its largest entry lies in [1, 2) and squares neither overflow nor vanish.
+struct SquarePart {
+  Matrix<double> matrix;
+  int exponent = 0;
+};
+
+SquarePart square_part(const ArrayView& weight, const Context& context) {
+  const Matrix<double> w = finite_matrix("weight", weight, -1, -1, context);
+  SquarePart out{resized(w, w.rows())};
+  double largest = 0;
+  for (const double x : out.matrix.values()) largest = std::max(largest, std::abs(x));
+  if (largest > 0) out.exponent = std::ilogb(largest);
+  for (double& x : out.matrix.values()) x = std::ldexp(x, -out.exponent);
+  return out;
+}
+
+// Undoes the scaling of a criterion of degree 1 or 2.
+double rescaled(double value, int exponent) {
+  const double out = std::ldexp(value, exponent);
+  if (!std::isfinite(out)) throw InvalidArgument("weight: the criterion overflows float64");
+  return out;
+}
 
 double trace(const Matrix<double>& a) {
   double sum = 0;
@@ -374,15 +411,15 @@ double skewness(const Matrix<double>& gradient, const Matrix<double>& p, int thr
 
 MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& context) {
   const int threads = cpu::threads_of(context);
-  const Matrix<double> w = square_part(finite_matrix("weight", weight, -1, -1, context));
+  const auto [w, exponent] = square_part(weight, context);
   const Matrix<double> wt = cpu::transposed(w);
   cpu::Polar polar = cpu::polar(wt, threads);
   MatrixDescrambler out(std::move(polar.factor));
   const Matrix<double> p = out.matrix();
   const auto d = diagonal_of_product(p, wt);
-  out.cost = std::accumulate(d.begin(), d.end(), 0.0);
-  out.initial_cost = trace(w);
-  out.bound = polar.nuclear_norm;
+  out.cost = rescaled(std::accumulate(d.begin(), d.end(), 0.0), exponent);
+  out.initial_cost = rescaled(trace(w), exponent);
+  out.bound = rescaled(polar.nuclear_norm, exponent);
   out.stationarity = skewness(wt, p, threads);
   out.orthogonality_error = cpu::orthogonality_error(p, threads);
   out.route.driver = "dgesdd";
@@ -393,7 +430,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   constexpr std::int64_t iteration_limit = 10000;
   constexpr double stationary = 1e-12;
   const int threads = cpu::threads_of(context);
-  const Matrix<double> w = square_part(finite_matrix("weight", weight, -1, -1, context));
+  const auto [w, exponent] = square_part(weight, context);
   const Matrix<double> wt = cpu::transposed(w);
   Matrix<double> p = cpu::polar(wt, threads).factor;
   std::vector<double> d = diagonal_of_product(p, wt);
@@ -415,11 +452,11 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
     cost = next_cost;
   }
   MatrixDescrambler out(std::move(p));
-  out.cost = cost;
+  out.cost = rescaled(cost, 2 * exponent);
   std::vector<double> initial(std::size_t(w.rows()));
   for (std::int64_t i = 0; i < w.rows(); ++i) initial[std::size_t(i)] = w(i, i);
-  out.initial_cost = sum_of_squares(initial);
-  out.bound = sum_of_squares(w.values());  // |p_i . w_i| <= |w_i|
+  out.initial_cost = rescaled(sum_of_squares(initial), 2 * exponent);
+  out.bound = rescaled(sum_of_squares(w.values()), 2 * exponent);  // |p_i . w_i| <= |w_i|
   out.stationarity = skew;
   out.iterations = iterations;
   out.orthogonality_error = cpu::orthogonality_error(out.matrix(), threads);

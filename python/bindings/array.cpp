@@ -22,9 +22,7 @@ std::string type_name(py::handle object) {
   return py::str(py::type::handle_of(object).attr("__name__"));
 }
 
-constexpr const char* expected_types = "expected float16, bfloat16, float32 or float64";
-
-DType numpy_dtype(const py::array& array, const char* argument) {
+DType numpy_dtype(const py::array& array, const char* argument, const char* expected) {
   const py::dtype dtype = array.dtype();
   const std::string dtype_name = py::str(dtype.attr("name"));
   if (!dtype.attr("isnative").cast<bool>())
@@ -33,14 +31,14 @@ DType numpy_dtype(const py::array& array, const char* argument) {
   for (const DType known :
        {DType::boolean, DType::float16, DType::bfloat16, DType::float32, DType::float64})
     if (dtype_name == name(known)) return known;
-  throw TypeError(text(argument, ": got dtype ", dtype_name, ", ", expected_types));
+  throw TypeError(text(argument, ": got dtype ", dtype_name, ", expected ", expected));
 }
 
-Array from_numpy(const py::array& array, const char* argument) {
+Array from_numpy(const py::array& array, const char* argument, const char* expected) {
   if (py::hasattr(array, "mask") &&
       py::isinstance(array, py::module_::import("numpy").attr("ma").attr("MaskedArray")))
     throw TypeError(text(argument, ": got a masked array; pass its data, and its mask as mask="));
-  const DType dtype = numpy_dtype(array, argument);
+  const DType dtype = numpy_dtype(array, argument, expected);
   const auto size = size_of(dtype);
   if (!array.attr("flags").attr("aligned").cast<bool>())
     throw InvalidArgument(
@@ -60,7 +58,7 @@ Array from_numpy(const py::array& array, const char* argument) {
   return {ArrayView(array.data(), dtype, shape, strides), array};
 }
 
-DType dlpack_dtype(const dlpack::DataType& type, const char* argument) {
+DType dlpack_dtype(const dlpack::DataType& type, const char* argument, const char* expected) {
   if (type.lanes == 1) {
     if (type.code == dlpack::kBool && type.bits == 8) return DType::boolean;
     if (type.code == dlpack::kBfloat && type.bits == 16) return DType::bfloat16;
@@ -69,7 +67,7 @@ DType dlpack_dtype(const dlpack::DataType& type, const char* argument) {
     if (type.code == dlpack::kFloat && type.bits == 64) return DType::float64;
   }
   throw TypeError(text(argument, ": got DLPack type code ", int(type.code), " of ", int(type.bits),
-                       " bits, ", expected_types));
+                       " bits, expected ", expected));
 }
 
 [[noreturn]] void refuse_device(const char* argument, const std::string& where) {
@@ -77,16 +75,18 @@ DType dlpack_dtype(const dlpack::DataType& type, const char* argument) {
                           ", but this build has no CUDA backend; move it to the CPU first"));
 }
 
-py::object dlpack_capsule(const py::object& object) {
+py::object dlpack_capsule(const py::object& object, const char* argument) {
   try {
     return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
   } catch (py::error_already_set& error) {
+    if (error.matches(PyExc_BufferError))
+      throw TypeError(text(argument, ": its memory cannot be viewed: ", error.what()));
     if (!error.matches(PyExc_TypeError)) throw;
     return object.attr("__dlpack__")();  // a producer older than DLPack 1.0
   }
 }
 
-Array from_dlpack(py::object object, const char* argument) {
+Array from_dlpack(py::object object, const char* argument, const char* expected) {
   const auto [type, index] =
       object.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
   if (type == dlpack::kCuda || type == dlpack::kCudaManaged)
@@ -96,9 +96,11 @@ Array from_dlpack(py::object object, const char* argument) {
   // torch exports only tensors without history; reading needs none.
   if (py::hasattr(object, "requires_grad") && object.attr("requires_grad").cast<bool>())
     object = object.attr("detach")();
+  // torch exports the memory of a lazily negated tensor without its sign.
+  if (py::hasattr(object, "resolve_neg")) object = object.attr("resolve_neg")();
 
   // The capsule is left unconsumed: while it lives the memory does, and its destructor frees it.
-  py::object capsule = dlpack_capsule(object);
+  py::object capsule = dlpack_capsule(object, argument);
   const dlpack::Tensor* tensor = nullptr;
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(
@@ -114,7 +116,7 @@ Array from_dlpack(py::object object, const char* argument) {
   } else {
     throw TypeError(text(argument, ": its __dlpack__ gave no DLPack capsule"));
   }
-  const DType dtype = dlpack_dtype(tensor->dtype, argument);
+  const DType dtype = dlpack_dtype(tensor->dtype, argument, expected);
   const std::span<const std::int64_t> shape(tensor->shape, std::size_t(tensor->ndim));
   const void* const data = static_cast<const std::byte*>(tensor->data) + tensor->byte_offset;
   if (tensor->strides == nullptr) return {ArrayView(data, dtype, shape), std::move(capsule)};
@@ -124,25 +126,25 @@ Array from_dlpack(py::object object, const char* argument) {
 
 }  // namespace
 
-Array view_of(const py::object& object, const char* argument) {
+Array view_of(const py::object& object, const char* argument, const char* expected) {
   if (py::isinstance<py::array>(object))
-    return from_numpy(py::reinterpret_borrow<py::array>(object), argument);
+    return from_numpy(py::reinterpret_borrow<py::array>(object), argument, expected);
   if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__"))
-    return from_dlpack(object, argument);
+    return from_dlpack(object, argument, expected);
   if (py::hasattr(object, "__cuda_array_interface__")) refuse_device(argument, "a CUDA device");
   if (py::hasattr(object, "__array_interface__")) {
     const py::array array = py::module_::import("numpy").attr("asarray")(object);
-    return from_numpy(array, argument);
+    return from_numpy(array, argument, expected);
   }
   throw TypeError(text(argument, ": got ", type_name(object),
                        ", expected a NumPy array, a torch tensor or another DLPack or "
                        "array-interface producer"));
 }
 
-std::optional<Array> optional_view_of(const std::optional<py::object>& object,
-                                      const char* argument) {
+std::optional<Array> optional_view_of(const std::optional<py::object>& object, const char* argument,
+                                      const char* expected) {
   if (!object || object->is_none()) return std::nullopt;
-  return view_of(*object, argument);
+  return view_of(*object, argument, expected);
 }
 
 Context interruptible(int threads) {

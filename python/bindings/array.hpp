@@ -20,13 +20,17 @@ struct Array {
   py::object owner;
 };
 
-/// Views any NumPy array, DLPack producer or array-interface producer, without a copy. Throws
-/// TypeError (not an array, an element type that cannot be viewed), InvalidArgument (misaligned
-/// memory) and BackendError (memory on an accelerator); messages begin with `argument`.
-Array view_of(const py::object& object, const char* argument);
+inline constexpr const char* floating_types = "float16, bfloat16, float32 or float64";
 
-std::optional<Array> optional_view_of(const std::optional<py::object>& object,
-                                      const char* argument);
+/// Views any NumPy array, DLPack producer or array-interface producer, without a copy. Throws
+/// TypeError (not an array, an element type that cannot be viewed; `expected` says which can),
+/// InvalidArgument (misaligned memory) and BackendError (memory on an accelerator); messages begin
+/// with `argument`.
+Array view_of(const py::object& object, const char* argument,
+              const char* expected = floating_types);
+
+std::optional<Array> optional_view_of(const std::optional<py::object>& object, const char* argument,
+                                      const char* expected = floating_types);
 
 inline std::optional<ArrayView> view_in(const std::optional<Array>& array) {
   return array ? std::optional(array->view) : std::nullopt;

@@ -34,7 +34,7 @@ struct Selection {
   std::optional<Array> mask, weights;
   Selection(const std::optional<py::object>& mask_object,
             const std::optional<py::object>& weights_object)
-      : mask(optional_view_of(mask_object, "mask")),
+      : mask(optional_view_of(mask_object, "mask", "bool; True for rows that count")),
         weights(optional_view_of(weights_object, "weights")) {}
   RowSelection rows() const { return {view_in(mask), view_in(weights)}; }
 };
@@ -107,6 +107,16 @@ void bind_covariance(py::module_& module) {
           "Count, weight, whether the mean is known, its reference and offset, packed upper "
           "triangle "
           "of the scatter.")
+      .def_static(
+          "from_samples",
+          [](const py::object& x) {
+            const Array array = view_of(x, "x");
+            const py::gil_scoped_release release;
+            Covariance c(array.view.columns());
+            c.update(array.view, {}, interruptible());
+            return std::make_unique<SharedCovariance>(std::move(c));
+          },
+          py::arg("x"))
       .def_static(
           "from_state",
           [](std::int64_t count, double weight, bool has_mean,

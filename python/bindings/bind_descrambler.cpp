@@ -3,8 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <string>
 
 #include "array.hpp"
+#include "descramble_fast/error.hpp"
 #include "shared.hpp"
 
 namespace descramble_fast::python {
@@ -25,6 +27,13 @@ py::array_t<double> mapped(const Descrambler& self, const py::object& object,
     out = (self.*method)(array.view, interruptible());
   }
   return to_numpy(std::move(out), shape_of(array.view));
+}
+
+Gauge gauge_of(const std::string& name) {
+  if (name == "canonical") return Gauge::canonical;
+  if (name == "identity") return Gauge::identity;
+  throw InvalidArgument("gauge: got \"" + name +
+                        "\", expected \"canonical\", \"identity\" or an (n, n) array");
 }
 
 template <class Call>
@@ -107,9 +116,15 @@ void bind_descrambler(py::module_& module) {
   module.def(
       "descramble_many",
       [](const std::vector<const SharedCovariance*>& covariances, const std::vector<Operator>& ops,
-         bool center, const std::optional<py::object>& reference, std::optional<std::int64_t> k) {
-        const auto reference_array = optional_view_of(reference, "gauge");
-        const DescrambleOptions options{center, view_in(reference_array), k};
+         bool center, const py::object& gauge, std::optional<std::int64_t> k) {
+        std::optional<Array> reference;
+        DescrambleOptions options{center, Gauge::reference, {}, k};
+        if (py::isinstance<py::str>(gauge)) {
+          options.gauge = gauge_of(gauge.cast<std::string>());
+        } else {
+          reference = view_of(gauge, "gauge");
+          options.reference = reference->view;
+        }
         return without_gil([&] {
           return SharedCovariance::locked_all(
               covariances, [&](const std::vector<const Covariance*>& parts) {
@@ -120,7 +135,7 @@ void bind_descrambler(py::module_& module) {
               });
         });
       },
-      py::arg("covariances"), py::arg("operators"), py::arg("center"), py::arg("reference"),
+      py::arg("covariances"), py::arg("operators"), py::arg("center"), py::arg("gauge"),
       py::arg("k"));
 
   module.def(

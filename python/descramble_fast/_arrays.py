@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -58,7 +59,11 @@ class Kind:
 
     def see(self, array: Array) -> None:
         """Remember the library of `array`, unless one is known already."""
-        if self._namespace is None and array_api_compat.is_array_api_obj(array):
+        if self._namespace is not None:
+            return
+        if isinstance(array, np.ndarray):
+            self._namespace = np
+        elif array_api_compat.is_array_api_obj(array):
             self._namespace = array_api_compat.array_namespace(array)
 
     def adopt(self, other: Kind) -> None:
@@ -67,15 +72,26 @@ class Kind:
             self._namespace = other._namespace
 
     def out(self, array: NDArray[Any]) -> Array:
-        """Hand a NumPy array out in this kind, sharing its memory where the library can."""
-        if self._namespace is None or array_api_compat.is_numpy_namespace(self._namespace):
+        """Hand a NumPy array out in this kind, sharing its memory where the library can.
+
+        A library that cannot hold its precision gets the NumPy array itself, with a warning.
+        """
+        if self._namespace in (None, np):
             return array
-        return self._namespace.asarray(array)
+        out = self._namespace.asarray(array)
+        if dtype_name(out) == array.dtype.name:
+            return out
+        warnings.warn(
+            f"{self._namespace.__name__} would hold this {array.dtype} result as {out.dtype}; it "
+            "comes as a NumPy array instead (for JAX, enable jax_enable_x64)",
+            stacklevel=3,
+        )
+        return array
 
     def __reduce__(self) -> tuple[type[Kind], tuple[()]]:
         return Kind, ()
 
 
 def dtype_name(array: Array) -> str:
-    """Name of an array's element type as NumPy spells it."""
-    return str(array.dtype).rpartition(".")[2]
+    """Name of an array's element type as NumPy spells it; "unknown" where it does not say."""
+    return str(getattr(array, "dtype", "unknown")).rpartition(".")[2]

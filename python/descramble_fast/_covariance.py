@@ -21,17 +21,15 @@ _FORMAT = "descramble_fast.covariance"
 _SCHEMA = "1"
 
 
-def _row_mask(mask: Array | None) -> Any:
-    if mask is None:
-        return None
-    rows = np.asarray(mask)
-    if rows.dtype != np.bool_:
-        raise TypeError(f"mask: got dtype {rows.dtype}, expected bool; True for rows that count")
-    return rows
-
-
-def _row_weights(weights: Array | None) -> Any:
-    return None if weights is None else np.asarray(weights, dtype=np.float64)
+def _rows(mask: Array | None, weights: Array | None) -> tuple[Any, Any]:
+    """Selectors as the core takes them: lists become arrays, and integer weights float64."""
+    rows = np.asarray(mask) if isinstance(mask, Sequence) else mask
+    if weights is None or dtype_name(weights).startswith(("float", "bfloat")):
+        return rows, weights
+    entries = np.asarray(weights)
+    if entries.dtype.kind not in "buif":
+        raise TypeError(f"weights: got dtype {entries.dtype}, expected numbers")
+    return rows, entries.astype(np.float64)
 
 
 class Covariance:
@@ -81,6 +79,10 @@ class Covariance:
         self = cls.__new__(cls)
         self._core, self._kind, self._input_dtypes = core, kind, frozenset()
         return self
+
+    def _saw(self, batch: Array) -> None:
+        self._kind.see(batch)
+        self._input_dtypes |= {dtype_name(batch)}
 
     def __repr__(self) -> str:
         return f"<Covariance of {self.n_features} features, {self.count} samples>"
@@ -142,9 +144,8 @@ class Covariance:
         BackendError
             If `batch` lies on an accelerator.
         """
-        self._core.update(batch, _row_mask(mask), _row_weights(weights))
-        self._kind.see(batch)
-        self._input_dtypes |= {dtype_name(batch) if hasattr(batch, "dtype") else "unknown"}
+        self._core.update(batch, *_rows(mask, weights))
+        self._saw(batch)
         return self
 
     def merge(self, other: Covariance) -> Covariance:
@@ -199,10 +200,9 @@ class Covariance:
         >>> df.Covariance.from_samples(np.ones((4, 3), dtype=np.float32)).count
         4
         """
-        shape: tuple[int, ...] = getattr(x, "shape", ())
-        if len(shape) == 0:
-            raise TypeError(f"x: got {type(x).__name__}, expected an array of shape (..., n)")
-        return cls(int(shape[-1])).update(x)
+        out = cls._wrap(_core.Covariance.from_samples(x), Kind())
+        out._saw(x)
+        return out
 
     @classmethod
     def from_moments(
@@ -347,6 +347,10 @@ class Covariance:
         for name, dtype in _LAYOUT.items():
             if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != 1:
                 raise ValueError(f"path: {path} lacks a {dtype} vector {name!r}")
+            if name in ("count", "weight") and tensors[name].size != 1:
+                raise ValueError(
+                    f"path: {path} has {tensors[name].size} entries in {name!r}, not 1"
+                )
         core = _core.Covariance.from_state(
             int(tensors["count"][0]),
             float(tensors["weight"][0]),
@@ -420,7 +424,7 @@ class CrossCovariance:
         self, x: Array, y: Array, mask: Array | None = None, weights: Array | None = None
     ) -> CrossCovariance:
         """Add paired rows, shapes (..., n_x) and (..., n_y); as `Covariance.update` otherwise."""
-        self._core.update(x, y, _row_mask(mask), _row_weights(weights))
+        self._core.update(x, y, *_rows(mask, weights))
         self._kind.see(x)
         self._kind.see(y)
         return self

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from descramble_fast import _core, operators
 from descramble_fast._arrays import Array, Kind, Route
 from descramble_fast._covariance import Covariance
@@ -234,10 +232,10 @@ def descramble(
     >>> import descramble_fast as df
     >>> rng = np.random.default_rng(0)
     >>> places = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-    >>> smooth = np.cos(np.outer(rng.normal(size=500), places))
-    >>> scrambled = smooth @ np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    >>> waves = np.cos(places + rng.uniform(0, 2 * np.pi, size=(500, 1)))
+    >>> scrambled = waves @ np.linalg.qr(rng.normal(size=(8, 8)))[0]
     >>> d = df.descramble(scrambled)
-    >>> d.cost < 0.01 * d.initial_cost
+    >>> d.cost < 0.05 * d.initial_cost
     True
     >>> bool(np.allclose(d.transform(scrambled), scrambled @ d.matrix.T))
     True
@@ -289,10 +287,10 @@ def descramble_many(
         for item in covariances
     ]
     ops = _operators_for(moments, operator)
-    reference, gauge_name = _reference(gauge, moments)
     solved = _core.descramble_many(
-        [cov._core for cov in moments], [op._core for op in ops], center, reference, k
+        [cov._core for cov in moments], [op._core for op in ops], center, gauge, k
     )
+    gauge_name = gauge if isinstance(gauge, str) else "reference"
     return tuple(
         _smoothness(core, cov._kind, op, gauge_name)
         for core, cov, op in zip(solved, moments, ops, strict=True)
@@ -393,16 +391,6 @@ def _operators_for(
         if not isinstance(op, Operator):
             raise TypeError(f"operator: got {type(op).__name__}, expected an Operator")
     return ops
-
-
-def _reference(gauge: str | Array, moments: Sequence[Covariance]) -> tuple[Array | None, str]:
-    if not isinstance(gauge, str):
-        return gauge, "reference"
-    if gauge == "canonical":
-        return None, gauge
-    if gauge == "identity":
-        return np.eye(moments[0].n_features) if moments else None, gauge
-    raise ValueError(f'gauge: got {gauge!r}, expected "canonical", "identity" or an (n, n) array')
 
 
 def _common(core: _core.Descrambler, criterion: str) -> dict[str, Any]:

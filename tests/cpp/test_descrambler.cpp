@@ -78,7 +78,10 @@ TEST(Descrambler, TransformsAgreeWithTheDenseMatrix) {
   const Matrix<double> reference = random_orthogonal(n, 9);
   for (const bool with_reference : {false, true}) {
     DescrambleOptions options;
-    if (with_reference) options.reference = reference.view();
+    if (with_reference) {
+      options.gauge = Gauge::reference;
+      options.reference = reference.view();
+    }
     const SmoothnessDescrambler d =
         descramble(cov, Operator::difference(n, 2, Boundary::periodic), options);
     const Matrix<double> p = d.matrix(), x = gaussian(7, n, 4), w = gaussian(n, 5, 5);
@@ -95,8 +98,7 @@ TEST(Descrambler, CentringSubtractsTheMean) {
   Matrix<double> x = gaussian(200, 6, 1, 50);
   Covariance cov(6);
   cov.update(x.view());
-  const SmoothnessDescrambler d =
-      descramble(cov, Operator::fourier(6), {.center = true, .reference = {}, .k = {}});
+  const SmoothnessDescrambler d = descramble(cov, Operator::fourier(6), {.center = true});
   const Matrix<double> y = d.transform(x.view());
   for (std::int64_t i = 0; i < 6; ++i) {
     double sum = 0;
@@ -114,6 +116,7 @@ TEST(Gauge, TheReferenceIsRecoveredWhereItIsOptimal) {
     const Covariance cov = moments(n, 200, 17);
     const Matrix<double> start = random_orthogonal(n, 3);
     DescrambleOptions options;
+    options.gauge = Gauge::reference;
     options.reference = start.view();
     const SmoothnessDescrambler first = descramble(cov, op, options);
     EXPECT_TRUE(first.gauge.exact);
@@ -133,6 +136,7 @@ TEST(Gauge, RepeatedEigenvaluesEndAtAStationaryPointNoRandomStartBeats) {
   const Operator op = Operator::fourier(n);
   const Matrix<double> reference = random_orthogonal(n, 1);
   DescrambleOptions options;
+  options.gauge = Gauge::reference;
   options.reference = reference.view();
   const SmoothnessDescrambler d = descramble(cov, op, options);
   EXPECT_EQ(d.blocks, (std::vector<Block>{{4, 9}}));
@@ -252,7 +256,8 @@ TEST(Descrambler, BadArgumentsAreRefused) {
   const Covariance cov = moments(4, 30, 1);
   EXPECT_THROW(descramble(cov, Operator::fourier(5)), InvalidArgument);
   EXPECT_THROW(descramble(Covariance(4), Operator::fourier(4)), InvalidArgument);
-  EXPECT_THROW(descramble(cov, Operator::fourier(4), {.center = false, .reference = {}, .k = 5}),
+  EXPECT_THROW(descramble(cov, Operator::fourier(4),
+                          {.center = false, .gauge = Gauge::canonical, .reference = {}, .k = 5}),
                InvalidArgument);
   Matrix<double> indefinite = identity(4);
   indefinite(2, 2) = -1;

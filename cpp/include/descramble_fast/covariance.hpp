@@ -15,7 +15,7 @@ namespace descramble_fast {
 struct RowSelection {
   /// boolean: true for rows that count.
   std::optional<ArrayView> mask;
-  /// float64, non-negative: how often a row counts.
+  /// Any floating type, non-negative: how often a row counts.
   std::optional<ArrayView> weights;
 };
 

@@ -14,11 +14,20 @@
 
 namespace descramble_fast {
 
+/// Which of the optimal matrices is taken.
+enum class Gauge {
+  canonical,  ///< In every component the first of its largest entries is positive; T in closed
+              ///< form.
+  identity,   ///< The one nearest to the identity.
+  reference,  ///< The one nearest to DescrambleOptions::reference.
+};
+
 /// What is asked of a smoothness descrambler beside its operator.
 struct DescrambleOptions {
   /// Use the covariance instead of the uncentred second moment.
   bool center = false;
-  /// (n, n): among all optimal matrices take the one nearest to this. Absent: the canonical gauge.
+  Gauge gauge = Gauge::canonical;
+  /// (n, n), for Gauge::reference.
   std::optional<ArrayView> reference;
   /// Only the k leading components.
   std::optional<std::int64_t> k;

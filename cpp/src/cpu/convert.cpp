@@ -25,6 +25,16 @@ void widen_row(const ArrayView& a, std::int64_t row, double* out) {
   });
 }
 
+void widen_all(const ArrayView& a, double* out) {
+  for (std::int64_t r = 0; r < a.rows(); ++r) widen_row(a, r, out + r * a.columns());
+}
+
+bool is_true(const ArrayView& a, std::int64_t index) {
+  const std::int64_t columns = a.columns();
+  const auto* const row = reinterpret_cast<const std::uint8_t*>(a.row(index / columns));
+  return row[(index % columns) * a.column_stride()] != 0;
+}
+
 Matrix<double> widen_rows(const ArrayView& a, const Context& context) {
   constexpr std::int64_t group = 64;
   const std::int64_t rows = a.rows();

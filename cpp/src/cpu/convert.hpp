@@ -42,6 +42,12 @@ decltype(auto) visit_dtype(DType dtype, Visit&& visit) {
 /// One row of any floating dtype, as doubles.
 void widen_row(const ArrayView& a, std::int64_t row, double* out);
 
+/// Every element in row-major order, as doubles.
+void widen_all(const ArrayView& a, double* out);
+
+/// The element at a row-major index of a boolean array.
+bool is_true(const ArrayView& a, std::int64_t index);
+
 /// All rows, as a contiguous (rows, columns) matrix of doubles.
 Matrix<double> widen_rows(const ArrayView& a, const Context& context);
 

@@ -120,13 +120,14 @@ double frobenius_distance(const Matrix<double>& a, const Matrix<double>& b) {
 
 }  // namespace
 
-void choose_nearest(const Matrix<double>& reference, SmoothnessDescrambler& d,
+void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
                     const Context& context) {
   const std::int64_t n = d.size();
   const int threads = threads_of(context);
   // G = T^T R U: the rows of U^T R^T, analysed, are the rows of G^T.
   const auto reference_in_modes = [&] {
-    Matrix<double> rows = times_transposed(d.components, reference, threads);
+    Matrix<double> rows =
+        reference ? times_transposed(d.components, *reference, threads) : d.components.copy();
     d.op.analyze(rows.values(), context);
     return transposed(rows);
   };

@@ -1,0 +1,445 @@
+"""Arrays of any library go in without a copy; results come back in the library of the first."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from reference import two_pass, worst
+
+import descramble_fast as df
+
+
+class DLPackOnly:
+    """A producer that has nothing but the protocol; `versioned` as from DLPack 1.0 on."""
+
+    def __init__(self, array: NDArray[Any], versioned: bool = True) -> None:
+        self.array, self.versioned, self.exports = array, versioned, 0
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if options and not self.versioned:
+            raise TypeError("__dlpack__() got an unexpected keyword argument")
+        self.exports += 1
+        return self.array.__dlpack__(**options)
+
+
+class ArrayInterfaceOnly:
+    """A producer of the older NumPy protocol."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self.array.__array_interface__
+
+
+class CudaDLPack:
+    """Claims to lie on a CUDA device; touching its memory is an error."""
+
+    shape = (3, 2)
+    dtype = np.dtype(np.float32)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise AssertionError("device memory was asked for")
+
+
+class CudaInterface:
+    """A CUDA array interface with a pointer that nobody may follow."""
+
+    shape = (3, 2)
+    dtype = np.dtype(np.float32)
+    __cuda_array_interface__ = {  # noqa: RUF012 - the protocol wants a plain attribute
+        "shape": (3, 2),
+        "typestr": "<f4",
+        "data": (8, False),
+        "version": 3,
+    }
+
+
+def samples(rows: int = 20, n: int = 4) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(size=(rows, n)) + 2.0
+
+
+PRODUCERS: dict[str, Callable[[NDArray[Any]], Any]] = {
+    "numpy": lambda x: x,
+    "torch": torch.from_numpy,
+    "torch with gradient": lambda x: torch.from_numpy(x).requires_grad_(),
+    "parameter": lambda x: torch.nn.Parameter(torch.from_numpy(x)),
+    "dlpack": DLPackOnly,
+    "old dlpack": lambda x: DLPackOnly(x, versioned=False),
+    "array interface": ArrayInterfaceOnly,
+}
+
+
+@pytest.fixture(params=PRODUCERS)
+def produce(request: pytest.FixtureRequest) -> Callable[[NDArray[Any]], Any]:
+    return PRODUCERS[request.param]
+
+
+# Any producer -------------------------------------------------------------------------------------
+
+
+def test_every_producer_gives_the_bits_of_numpy(
+    produce: Callable[[NDArray[Any]], Any],
+) -> None:
+    x = samples()
+    a = x.T @ x
+    d = df.descramble(x)
+    for call in (
+        lambda x_, a_: df.Covariance(4).update(x_).covariance(),
+        lambda x_, a_: df.CrossCovariance(4, 4).update(x_, x_).cross_moment(),
+        lambda x_, a_: df.Covariance.from_moments(a_).second_moment(),
+        lambda x_, a_: df.eigh(a_).eigenvalues,
+        lambda x_, a_: df.eigh(a_).eigenvectors,
+        lambda x_, a_: d.transform(x_),
+        lambda x_, a_: d.transform_weight(a_),
+        lambda x_, a_: d.transform_next_weight(x_),
+        lambda x_, a_: d.operator.analyze(x_),
+        lambda x_, a_: df.operators.from_matrix(a_).eigenvalues,
+        lambda x_, a_: df.descramble_weights(a_, criterion="trace").matrix,
+        lambda x_, a_: df.descramble_weights(a_, input_second_moment=a_).matrix,
+        lambda x_, a_: df.descramble(x, gauge=a_).matrix,
+    ):
+        expected, got = call(x, a), call(produce(x), produce(a))
+        assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()
+
+
+def test_every_producer_of_samples_can_be_descrambled(
+    produce: Callable[[NDArray[Any]], Any],
+) -> None:
+    x = samples()
+    expected = df.descramble(x)
+    assert df.Covariance.from_samples(produce(x)).count == len(x)
+    assert np.asarray(df.descramble(produce(x)).matrix).tobytes() == expected.matrix.tobytes()
+
+
+def test_results_come_back_in_the_library_of_the_input(
+    produce: Callable[[NDArray[Any]], Any],
+) -> None:
+    x = samples()
+    is_torch = isinstance(produce(x), torch.Tensor)
+    cov, cross = df.Covariance(4).update(produce(x)), df.CrossCovariance(4, 4)
+    cross.update(produce(x), x)
+    d, w = df.descramble(cov), df.eigh(produce(x[:4]))
+    trace = df.descramble_weights(produce(x[:4]), criterion="trace")
+    for result in (
+        cov.mean,
+        cov.second_moment(),
+        cov.covariance(),
+        cross.cross_moment(),
+        cross.cross_covariance(),
+        cross.correlation(),
+        d.matrix,
+        d.modes,
+        d.components,
+        d.eigenvalues,
+        d.transform(produce(x)),
+        d.inverse_transform(produce(x)),
+        d.transform_weight(produce(x[:4]), x[0])[0],
+        d.transform_weight(produce(x[:4]), x[0])[1],
+        d.transform_next_weight(produce(x)),
+        d.operator.apply(produce(x)),
+        w.eigenvalues,
+        w.eigenvectors,
+        trace.matrix,
+    ):
+        if is_torch:
+            assert isinstance(result, torch.Tensor)
+            assert (result.dtype, result.device.type) == (torch.float64, "cpu")
+            assert not result.requires_grad
+        else:
+            assert type(result) is np.ndarray
+            assert result.dtype == np.float64
+
+
+def test_the_first_array_decides() -> None:
+    x = samples()
+    first_numpy = df.Covariance(4).update(x).update(torch.from_numpy(x))
+    first_torch = df.Covariance(4).update(torch.from_numpy(x)).update(x)
+    assert isinstance(first_numpy.mean, np.ndarray)
+    assert isinstance(first_torch.mean, torch.Tensor)
+    assert isinstance(df.Covariance(4).merge(first_torch).mean, torch.Tensor)
+    joint = df.Covariance.combine([first_numpy, first_torch], [1, 1])
+    assert isinstance(joint.second_moment(), np.ndarray)
+    d = df.descramble(first_torch)
+    assert isinstance(d.matrix, torch.Tensor)
+    assert isinstance(d.transform(x), np.ndarray)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_jax_arrays_come_back_as_jax_arrays_or_else_uncut(wide: bool) -> None:
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", wide)
+    try:
+        x = jax.numpy.asarray(samples(), dtype="float32")
+        cov = df.Covariance(4).update(x)
+        if wide:
+            covariance = cov.covariance()
+            assert isinstance(covariance, jax.Array)
+        else:  # JAX would cut the result to float32, so NumPy keeps it
+            with pytest.warns(UserWarning, match="jax_enable_x64"):
+                covariance = cov.covariance()
+            assert isinstance(covariance, np.ndarray)
+        assert covariance.dtype == np.float64
+        assert worst(covariance, two_pass(np.asarray(x))[2]) <= 1e-12
+        assert isinstance(df.eigh(x[:4]).eigenvectors, jax.Array)
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.T,
+        lambda x: x[::2, 1:],
+        lambda x: x[:, 3].expand(4, -1).T,
+        lambda x: x.unflatten(0, (4, 5)).transpose(0, 1),
+        lambda x: x[:0],
+        lambda x: x[0],
+    ],
+)
+def test_strided_tensors_of_every_type(
+    dtype: torch.dtype, view: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    x = view(torch.from_numpy(samples(20, 6)).to(dtype))
+    cov = df.Covariance(x.shape[-1]).update(x)
+    assert cov.input_dtypes == (str(dtype).removeprefix("torch."),)
+    rows = x.to(torch.float64).reshape(-1, x.shape[-1]).numpy()
+    assert cov.count == len(rows)
+    if len(rows):
+        _, second, covariance = two_pass(rows)
+        assert np.abs(cov.covariance().numpy() - covariance).max() <= 1e-12 * covariance.max()
+        assert worst(cov.second_moment(), second) <= 1e-12
+
+
+def test_narrow_tensors_give_float32_eigenpairs() -> None:
+    a = torch.eye(5, dtype=torch.bfloat16)
+    w = df.eigh(a)
+    assert w.eigenvalues.dtype == w.eigenvectors.dtype == torch.float32
+    assert df.eigh(a.to(torch.float64)).eigenvalues.dtype == torch.float64
+
+
+def test_masks_and_weights_may_be_tensors() -> None:
+    x = samples()
+    mask, weights = x[:, 0] > 2, np.abs(x[:, 1])
+    expected = df.Covariance(4).update(x, mask=mask, weights=weights).covariance()
+    got = df.Covariance(4).update(
+        x, mask=torch.from_numpy(mask), weights=torch.from_numpy(weights).requires_grad_()
+    )
+    assert got.covariance().tobytes() == expected.tobytes()
+    half = df.Covariance(4).update(torch.from_numpy(x), weights=torch.ones(20).bfloat16())
+    assert half.weight == 20
+    with pytest.raises(TypeError, match="mask"):
+        df.Covariance(4).update(x, mask=torch.from_numpy(mask).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {"weights": np.ma.masked_array(np.ones(20), np.arange(20) < 5)},
+        {"mask": np.ma.masked_array(np.ones(20, dtype=bool), np.arange(20) < 5)},
+        {"weights": np.ones(20) * 1j},
+        {"weights": np.array(["1"] * 20)},
+    ],
+    ids=["masked weights", "masked mask", "complex weights", "text"],
+)
+def test_selectors_that_would_lose_information_are_type_errors(selector: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(selector))):
+        df.Covariance(4).update(samples(), **selector)
+
+
+# Memory that cannot be read -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("array", [CudaDLPack(), CudaInterface()], ids=lambda a: type(a).__name__)
+def test_device_memory_is_a_backend_error(array: Any) -> None:
+    x = samples(3, 2)
+    d = df.descramble(x)
+    cov = df.Covariance.from_samples(x)
+    before = cov.covariance().tobytes()
+    for call in (
+        lambda: cov.update(array),
+        lambda: df.Covariance.from_samples(array),
+        lambda: df.CrossCovariance(2, 2).update(x, array),
+        lambda: df.Covariance.from_moments(array),
+        lambda: df.descramble(array),
+        lambda: df.descramble(x, gauge=array),
+        lambda: df.descramble_weights(array),
+        lambda: df.descramble_weights(array, criterion="diagonal"),
+        lambda: df.eigh(array),
+        lambda: d.transform(array),
+        lambda: d.transform_weight(array),
+        lambda: d.operator.apply(array),
+        lambda: df.operators.from_matrix(array),
+    ):
+        with pytest.raises(df.BackendError, match=r"lies on .*(cuda:0|CUDA).*no CUDA backend"):
+            call()
+    assert cov.covariance().tobytes() == before
+
+
+def test_a_tensor_without_storage_is_refused() -> None:
+    for tensor in (torch.zeros(3, 4, device="meta"), torch.eye(4).to_sparse()):
+        with pytest.raises((TypeError, ValueError, df.BackendError)):
+            df.Covariance(4).update(tensor)
+
+
+def test_a_lazily_negated_tensor_counts_with_its_sign() -> None:
+    x = torch.from_numpy(samples())
+    negated = torch.complex(torch.zeros_like(x), x).conj().imag  # -x, by a bit on the view
+    assert (negated == -x).all()
+    try:
+        mean = df.Covariance(4).update(negated).mean
+    except (TypeError, ValueError, RuntimeError, BufferError):
+        return  # a clear error is as good
+    assert torch.allclose(mean, -x.mean(dim=0))
+
+
+def test_unaligned_memory_is_a_value_error() -> None:
+    raw = np.zeros(8 * 12 + 1, dtype=np.uint8)[1:]
+    with pytest.raises(ValueError, match=r"batch: .*aligned"):
+        df.Covariance(4).update(raw.view(np.float64).reshape(3, 4))
+    record = np.zeros(6, dtype=[("a", "<f8"), ("b", "<f4")])["a"].reshape(3, 2)
+    with pytest.raises(ValueError, match=r"batch: .*(aligned|stride)"):
+        df.Covariance(2).update(record)
+
+
+# No copy in, none kept ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_inputs_are_never_modified(writable: bool) -> None:
+    x = samples()
+    a, W = x.T @ x, samples(4, 4)
+    copies = [v.copy() for v in (x, a, W)]
+    for v in (x, a, W):
+        v.setflags(write=writable)
+    df.Covariance(4).update(x).merge(df.Covariance.from_moments(a, x[0]))
+    df.eigh(a)
+    df.eigh(a, k=2)
+    d = df.descramble(x, center=True, gauge=W)
+    d.transform(x)
+    d.inverse_transform(x)
+    d.transform_weight(W, x[0])
+    d.transform_next_weight(x)
+    for method in ("apply", "analyze", "synthesize"):
+        getattr(df.operators.from_matrix(a), method)(x)
+        getattr(df.operators.fourier(4), method)(x)
+    df.descramble_weights(W, bias=x[0], input_second_moment=a, input_mean=x[1])
+    df.descramble_weights(W, criterion="trace")
+    df.descramble_weights(W, criterion="diagonal")
+    for v, copy in zip((x, a, W), copies, strict=True):
+        assert v.tobytes() == copy.tobytes()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: df.Covariance(4).update(x),
+        lambda x: df.CrossCovariance(4, 4).update(x, x),
+        lambda x: df.Covariance.from_moments(x),
+        lambda x: df.eigh(x),
+        lambda x: df.descramble(samples(), gauge=x),
+        lambda x: df.descramble(samples()).transform(x),
+        lambda x: df.operators.fourier(4).apply(x),
+        lambda x: df.operators.from_matrix(x),
+        lambda x: df.descramble_weights(x, criterion="trace"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda x: x, DLPackOnly, ArrayInterfaceOnly])
+def test_no_input_outlives_its_call(use: Callable[[Any], Any], wrap: Callable[[Any], Any]) -> None:
+    array = np.eye(4) + 1.0
+    alive = weakref.ref(array)
+    kept = use(wrap(array))
+    del array
+    assert alive() is None
+    assert kept is not None
+
+
+def test_a_failed_call_lets_go_of_its_input_too() -> None:
+    array = np.full((4, 4), np.nan)
+    alive = weakref.ref(array)
+    before = sys.getrefcount(array)
+    with pytest.raises(ValueError, match="NaN"):
+        df.eigh(DLPackOnly(array))
+    assert sys.getrefcount(array) == before
+    del array
+    assert alive() is None
+
+
+def test_a_dlpack_producer_is_asked_once() -> None:
+    producer = DLPackOnly(samples())
+    df.Covariance(4).update(producer)
+    assert producer.exports == 1
+
+
+def test_results_own_their_memory() -> None:
+    x = samples()
+    d = df.descramble(torch.from_numpy(x))
+    P = d.matrix.clone()
+    z = d.transform(x)
+    matrix, w = d.matrix, df.eigh(x[:4])
+    vectors = w.eigenvectors.copy()
+    del d
+    for _ in range(20):
+        np.ones((4, 4))  # what freed memory would be overwritten by
+    assert (matrix == P).all()
+    assert (w.eigenvectors == vectors).all()
+    assert z.flags.writeable
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_memory_mapped_file_is_not_copied(
+    tmp_path: Path, fresh_python: Callable[..., str]
+) -> None:
+    """256 MB of float16 grow the process by far less than any copy of them would."""
+    rows, n = 2**20, 128
+    path = tmp_path / "samples"
+    file = np.memmap(path, dtype=np.float16, mode="w+", shape=(rows, n))
+    file[::4096] = np.arange(n)
+    file.flush()
+    grown = fresh_python(
+        """
+        import sys, threading
+        import numpy as np
+        import descramble_fast as df
+
+        def anonymous():
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+        x = np.memmap(sys.argv[1], dtype=np.float16, mode="r", shape=(2**20, 128))
+        df.Covariance(128).update(x[:5000])
+        before, peak, done = anonymous(), [0], threading.Event()
+
+        def watch():
+            while not done.wait(0.002):
+                peak[0] = max(peak[0], anonymous())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        cov = df.Covariance(128).update(x)
+        done.set()
+        watcher.join()
+        assert cov.count == 2**20
+        assert peak[0] > 0
+        print((peak[0] - before) / 1024)
+        """,
+        path,
+    )
+    assert float(grown) < 100  # MB; a float32 copy has 512, a float64 copy 1024
