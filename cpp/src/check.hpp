@@ -1,6 +1,9 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <string>
 
 #include "descramble_fast/error.hpp"
 #include "descramble_fast/view.hpp"
@@ -8,11 +11,15 @@
 
 namespace descramble_fast {
 
-/// A floating array on the CPU.
-inline void check_floating(const char* argument, const ArrayView& a) {
+inline void check_on_cpu(const char* argument, const ArrayView& a) {
   if (a.device().kind != DeviceKind::cpu)
     throw BackendError(
         message(argument, ": lies on cuda:", a.device().index, ", but this build has no CUDA"));
+}
+
+/// A floating array on the CPU.
+inline void check_floating(const char* argument, const ArrayView& a) {
+  check_on_cpu(argument, a);
   if (a.dtype() == DType::boolean)
     throw TypeError(
         message(argument, ": got dtype bool, expected float16, bfloat16, float32 or float64"));
@@ -30,6 +37,25 @@ inline void check_rows(const char* argument, const ArrayView& a, std::int64_t n)
   if (a.rank() < 1 || a.columns() != n)
     throw InvalidArgument(
         message(argument, ": got shape ", shape_text(a), ", expected (..., ", n, ")"));
+}
+
+/// Exactly (n,).
+inline void check_vector(const char* argument, const ArrayView& a, std::int64_t n) {
+  check_floating(argument, a);
+  if (a.rank() != 1 || a.columns() != n)
+    throw InvalidArgument(
+        message(argument, ": got shape ", shape_text(a), ", expected (", n, ",)"));
+}
+
+/// Symmetric to the rounding of a float32 matrix.
+inline void check_symmetric_moment(const char* argument, const Matrix<double>& c) {
+  double largest = 0;
+  for (const double x : c.values()) largest = std::max(largest, std::abs(x));
+  for (std::int64_t i = 0; i < c.rows(); ++i)
+    for (std::int64_t j = i + 1; j < c.rows(); ++j)
+      if (std::abs(c(i, j) - c(j, i)) > 1e-6 * largest)
+        throw InvalidArgument(message(argument, ": not symmetric at row ", i, ", column ", j, ": ",
+                                      c(i, j), " and ", c(j, i)));
 }
 
 /// Exactly (rows, columns); a negative expectation takes any length.

@@ -22,6 +22,7 @@ std::int64_t checked_size(const char* argument, std::int64_t n) {
 }
 
 void check_selector(const char* argument, const ArrayView& selector, const ArrayView& batch) {
+  check_on_cpu(argument, selector);
   const auto leading = batch.shape().first(std::size_t(batch.rank() - 1));
   if (!std::ranges::equal(selector.shape(), leading))
     throw InvalidArgument(message(argument, ": got shape ", shape_text(selector),
@@ -50,9 +51,9 @@ cpu::Rows select(const ArrayView& batch, const RowSelection& selection) {
       if (selection.mask && !cpu::is_true(*selection.mask, r)) continue;
       if (selection.weights) {
         const double w = weights[std::size_t(r)];
-        if (!(w >= 0) || !std::isfinite(w))
-          throw InvalidArgument(
-              message("weights: got ", w, " at row ", r, ", expected finite and non-negative"));
+        if (!(w >= 0) || !std::isfinite(w) || (w > 0 && !std::isnormal(w)))
+          throw InvalidArgument(message("weights: got ", w, " at row ", r,
+                                        ", expected 0 or a normal positive number"));
         if (w == 0) continue;
         rows.weights.push_back(w);
       }
@@ -88,12 +89,17 @@ cpu::BatchStatistics checked_statistics(const char* argument, const ArrayView& b
 
 void check_count(std::int64_t count, std::int64_t more) {
   if (more > std::numeric_limits<std::int64_t>::max() - count)
-    throw InvalidArgument("batch: the number of rows exceeds 2^63 - 1");
+    throw InvalidArgument("count: the number of rows exceeds 2^63 - 1");
 }
 
 double total_weight(double a, double b) {
   if (!std::isfinite(a + b)) throw InvalidArgument("weights: their sum overflows float64");
   return a + b;
+}
+
+void check_sum(double scatter, double correction, double shift) {
+  if (!std::isfinite(scatter + correction * (shift * shift)))
+    throw InvalidArgument("other: the combined scatter overflows float64");
 }
 
 // The weight of Chan's correction to the scatter.
@@ -105,12 +111,14 @@ std::vector<double> difference(std::span<const double> a, std::span<const double
   return out;
 }
 
-// The reference of an accumulator that takes this batch: its own, or the batch's first row.
+// The reference of an accumulator that takes this batch: its own, or a row of the batch; one that
+// counts most, since a row of no weight to speak of may lie anywhere.
 std::vector<double> reference_for(const std::vector<double>& own, double weight,
                                   const ArrayView& batch, const cpu::Rows& rows) {
   if (weight > 0) return own;
   std::vector<double> row(own.size());
-  cpu::widen_row(batch, rows[0], row.data());
+  const auto heaviest = std::ranges::max_element(rows.weights);
+  cpu::widen_row(batch, rows[heaviest - rows.weights.begin()], row.data());
   return row;
 }
 
@@ -161,9 +169,9 @@ double checked_divisor(double weight, double ddof) {
 
 Covariance::Covariance(std::int64_t n)
     : n_(checked_size("n_features", n)),
+      scatter_(n, n, 0),
       reference_(std::size_t(n), 0),
-      offset_(std::size_t(n), 0),
-      scatter_(n, n, 0) {}
+      offset_(std::size_t(n), 0) {}
 
 void Covariance::update(const ArrayView& batch, const RowSelection& selection,
                         const Context& context) {
@@ -197,8 +205,11 @@ void Covariance::merge(const Covariance& other) {
   if (!(other.weight_ > 0)) return;
   const double weight = total_weight(weight_, other.weight_);
   const double correction = combined_weight(weight_, other.weight_);
-  if (weight_ == 0) reference_ = other.reference_;
-  const auto shift = shift_between(reference_, offset_, other.reference_, other.offset_);
+  std::vector<double> reference = weight_ == 0 ? other.reference_ : reference_;
+  const auto shift = shift_between(reference, offset_, other.reference_, other.offset_);
+  for (std::int64_t i = 0; i < n_; ++i)  // the largest entries of a scatter are on its diagonal
+    check_sum(scatter_(i, i) + other.scatter_(i, i), correction, shift[std::size_t(i)]);
+  reference_ = std::move(reference);
   for (std::int64_t i = 0; i < n_; ++i)
     for (std::int64_t j = i; j < n_; ++j)
       scatter_(i, j) +=
@@ -241,8 +252,7 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
   check_matrix("second_moment", second_moment, -1, -1);
   const std::int64_t n = second_moment.columns();
   check_matrix("second_moment", second_moment, n, n);
-  if (mean && (mean->rank() != 1 || mean->columns() != n))
-    throw InvalidArgument(message("mean: got shape ", shape_text(*mean), ", expected (", n, ",)"));
+  if (mean) check_vector("mean", *mean, n);
   if (!(weight > 0) || !std::isfinite(weight))
     throw InvalidArgument(message("weight: got ", weight, ", expected finite and positive"));
   Covariance out(n);
@@ -254,14 +264,9 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
         throw InvalidArgument(message("second_moment: NaN or infinity at row ", i, ", column ", j));
       largest = std::max(largest, std::abs(c(i, j)));
     }
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = i + 1; j < n; ++j)
-      if (std::abs(c(i, j) - c(j, i)) > 1e-6 * largest)
-        throw InvalidArgument(message("second_moment: not symmetric at row ", i, ", column ", j,
-                                      ": ", c(i, j), " and ", c(j, i)));
+  check_symmetric_moment("second_moment", c);
   out.has_mean_ = mean.has_value();
   if (mean) {
-    check_floating("mean", *mean);
     cpu::widen_row(*mean, 0, out.reference_.data());
     for (std::int64_t i = 0; i < n; ++i)
       if (!std::isfinite(out.reference_[std::size_t(i)]))
@@ -277,6 +282,11 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
         throw InvalidArgument(message("second_moment: its product with the weight ", weight,
                                       " or the mean's square overflows at row ", i, ", column ",
                                       j));
+  for (std::int64_t i = 0; i < n; ++i)
+    if (c(i, i) < -1e-6 * largest || out.scatter_(i, i) < -1e-6 * weight * largest)
+      throw InvalidArgument(
+          message("second_moment: not positive semidefinite about the mean: ", c(i, i), " at row ",
+                  i, ", column ", i, ", mean ", out.reference_[std::size_t(i)]));
   out.weight_ = weight;
   out.count_ = std::int64_t(std::min(weight, 0x1p62));
   return out;
@@ -308,6 +318,9 @@ Covariance Covariance::combine(std::span<const Covariance* const> covariances,
     check_count(out.count_, part.count_);
     out.count_ += part.count_;
   }
+  for (std::int64_t i = 0; i < out.n_; ++i)
+    if (!std::isfinite(out.scatter_(i, i)))
+      throw InvalidArgument("weights: the combined second moment overflows float64");
   return out;
 }
 
@@ -399,12 +412,16 @@ void CrossCovariance::merge(const CrossCovariance& other) {
   if (!(other.weight_ > 0)) return;
   const double weight = total_weight(weight_, other.weight_);
   const double correction = combined_weight(weight_, other.weight_);
-  if (weight_ == 0) {
-    reference_x_ = other.reference_x_;
-    reference_y_ = other.reference_y_;
-  }
-  const auto shift_x = shift_between(reference_x_, offset_x_, other.reference_x_, other.offset_x_);
-  const auto shift_y = shift_between(reference_y_, offset_y_, other.reference_y_, other.offset_y_);
+  std::vector<double> reference_x = weight_ == 0 ? other.reference_x_ : reference_x_;
+  std::vector<double> reference_y = weight_ == 0 ? other.reference_y_ : reference_y_;
+  const auto shift_x = shift_between(reference_x, offset_x_, other.reference_x_, other.offset_x_);
+  const auto shift_y = shift_between(reference_y, offset_y_, other.reference_y_, other.offset_y_);
+  for (std::size_t i = 0; i < squares_x_.size(); ++i)
+    check_sum(squares_x_[i] + other.squares_x_[i], correction, shift_x[i]);
+  for (std::size_t i = 0; i < squares_y_.size(); ++i)
+    check_sum(squares_y_[i] + other.squares_y_[i], correction, shift_y[i]);
+  reference_x_ = std::move(reference_x);
+  reference_y_ = std::move(reference_y);
   for (std::int64_t i = 0; i < size_x(); ++i)
     for (std::int64_t j = 0; j < size_y(); ++j)
       scatter_(i, j) +=

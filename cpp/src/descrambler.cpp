@@ -38,6 +38,12 @@ Matrix<double> finite_matrix(const char* argument, const ArrayView& a, std::int6
   return out;
 }
 
+void check_not_empty(const Matrix<double>& w) {
+  if (w.rows() == 0 || w.columns() == 0)
+    throw InvalidArgument(message("W: got shape (", w.rows(), ", ", w.columns(),
+                                  "), expected at least one row and one column"));
+}
+
 // tr(L C): row r of C L, entry r.
 double roughness(const Operator& op, const Matrix<double>& c, const Context& context) {
   constexpr std::int64_t group = 64;
@@ -58,7 +64,7 @@ std::vector<Block> close_runs(const std::vector<double>& values, double gap) {
   const std::int64_t n = std::int64_t(values.size());
   for (std::int64_t begin = 0, end; begin < n; begin = end) {
     end = begin + 1;
-    while (end < n && values[std::size_t(end - 1)] - values[std::size_t(end)] <= gap) ++end;
+    while (end < n && values[std::size_t(begin)] - values[std::size_t(end)] <= gap) ++end;
     if (end - begin > 1) runs.push_back({begin, end});
   }
   return runs;
@@ -76,16 +82,17 @@ struct Choice {
   std::optional<Matrix<double>> reference;
 };
 
-SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, const Solved& solved,
-                               const Choice& choice, const Context& context) {
-  const std::int64_t n = c.rows(), k = solved.pairs.eigenvalues.columns();
+SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, std::int64_t k,
+                               std::int64_t samples, const Solved& solved, const Choice& choice,
+                               const Context& context) {
+  const std::int64_t n = c.rows(), known = solved.pairs.eigenvalues.columns();
   SmoothnessDescrambler d(op);
-  d.eigenvalues.resize(std::size_t(k));
   d.components = Matrix<double>(k, n);
-  for (std::int64_t i = 0; i < k; ++i) {
-    const std::int64_t from = k - 1 - i;
-    d.eigenvalues[std::size_t(i)] = solved.pairs.eigenvalues(solved.item, from);
-    std::copy_n(solved.pairs.eigenvectors.row(solved.item * k + from), n, d.components.row(i));
+  for (std::int64_t i = 0; i < known; ++i) {
+    const std::int64_t from = known - 1 - i;
+    d.eigenvalues.push_back(solved.pairs.eigenvalues(solved.item, from));
+    if (i == k) continue;  // one more is known only to see whether a block is cut
+    std::copy_n(solved.pairs.eigenvectors.row(solved.item * known + from), n, d.components.row(i));
     cpu::fix_sign(d.components.row(i), n);
   }
   const double largest = std::max(0.0, d.eigenvalues.front());
@@ -100,8 +107,16 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, cons
                 std::min(lowest, lowest_variance), " beside the largest ", largest));
   for (double& x : d.eigenvalues) x = std::max(0.0, x);
 
-  const double error = solved.pairs.residual[std::size_t(solved.item)] +
-                       double(n) * epsilon * largest + std::max(0.0, -lowest);
+  d.blocks = close_runs(d.eigenvalues, double(n) * epsilon * largest);
+  for (Block& block : d.blocks) block.end = std::min(block.end, k);
+  if (!d.blocks.empty() && d.blocks.back().begin == k) d.blocks.pop_back();
+  d.eigenvalues.resize(std::size_t(k));
+
+  // The eigensolver's residual, the rounding of its input, which grows like a random walk with the
+  // number of samples, what was clipped, and the width of a block within which a gauge may rotate.
+  const double rounding_of_input = (double(n) + std::sqrt(double(samples))) * epsilon * largest;
+  const double error =
+      solved.pairs.residual[std::size_t(solved.item)] + rounding_of_input + std::max(0.0, -lowest);
   const auto l = op.eigenvalues().first(std::size_t(k));
   d.cost = std::inner_product(l.begin(), l.end(), d.eigenvalues.begin(), 0.0);
   d.cost_error = error * std::accumulate(l.begin(), l.end(), 0.0);
@@ -110,7 +125,6 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, cons
   if (!std::isfinite(d.cost + d.cost_error) || !std::isfinite(d.initial_cost))
     throw InvalidArgument(message("covariance: the roughness of signals with a variance of ",
                                   largest, " overflows float64; rescale the samples"));
-  d.blocks = close_runs(d.eigenvalues, double(n) * epsilon * largest);
   d.gauge = {std::numeric_limits<double>::quiet_NaN(), true, 0};
   d.route = solved.pairs.route;
   if (choice.gauge != Gauge::canonical)
@@ -162,17 +176,18 @@ Matrix<double> Descrambler::inverse_transform(const ArrayView& samples,
 
 Matrix<double> Descrambler::transform_weight(const ArrayView& weight,
                                              const Context& context) const {
-  if (weight.rank() == 1) {
-    check_rows("bias", weight, size());
-    return forward(cpu::widen_rows(weight, context), context);
-  }
-  check_matrix("weight", weight, size(), -1);
+  check_matrix("W", weight, size(), -1);
   return cpu::transposed(forward(cpu::transposed(cpu::widen_rows(weight, context)), context));
+}
+
+Matrix<double> Descrambler::transform_bias(const ArrayView& bias, const Context& context) const {
+  check_vector("bias", bias, size());
+  return forward(cpu::widen_rows(bias, context), context);
 }
 
 Matrix<double> Descrambler::transform_next_weight(const ArrayView& weight,
                                                   const Context& context) const {
-  check_matrix("weight", weight, -1, size());
+  check_matrix("W_next", weight, -1, size());
   return forward(cpu::widen_rows(weight, context), context);
 }
 
@@ -298,11 +313,13 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
       }
       const ArrayView batch(count > 1 ? stack.data() : moments[0].data(),
                             {std::int64_t(count), n, n});
-      const Eigh<double> pairs = eigh<double>(batch, options.k, context);
+      const std::int64_t k = options.k.value_or(n);
+      const std::optional<std::int64_t> asked = k < n ? std::optional(k + 1) : std::nullopt;
+      const Eigh<double> pairs = eigh<double>(batch, asked, context);
       for (std::size_t i = 0; i < count; ++i) {
         const std::size_t member = members[begin + i];
-        solved[member] =
-            assemble(ops[member], moments[i], {pairs, std::int64_t(i)}, choice, context);
+        solved[member] = assemble(ops[member], moments[i], k, covariances[member]->count(),
+                                  {pairs, std::int64_t(i)}, choice, context);
         if (options.center) solved[member]->mean = covariances[member]->mean();
       }
     }
@@ -317,16 +334,14 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
                                 const std::optional<ArrayView>& input_mean,
                                 const Context& context) {
   const int threads = cpu::threads_of(context);
-  const Matrix<double> w = finite_matrix("weight", weight, -1, -1, context);
+  const Matrix<double> w = finite_matrix("W", weight, -1, -1, context);
   const std::int64_t n = w.rows(), m = w.columns();
+  check_not_empty(w);
   const auto vector = [&](const char* argument, const std::optional<ArrayView>& a,
                           std::int64_t length) {
     Matrix<double> out(1, length, 0);
     if (!a) return out;
-    if (a->rank() != 1)
-      throw InvalidArgument(
-          message(argument, ": got shape ", shape_text(*a), ", expected (", length, ",)"));
-    check_rows(argument, *a, length);
+    check_vector(argument, *a, length);
     cpu::widen_row(*a, 0, out.data());
     check_finite(argument, out);
     return out;
@@ -337,6 +352,7 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
   if (input_second_moment) {
     const Matrix<double> s =
         finite_matrix("input_second_moment", *input_second_moment, m, m, context);
+    check_symmetric_moment("input_second_moment", s);
     c = cpu::times_transposed(cpu::times(w, s, threads), w, threads);
   } else {
     c = cpu::times_transposed(w, w, threads);
@@ -359,7 +375,8 @@ struct SquarePart {
 };
 
 SquarePart square_part(const ArrayView& weight, const Context& context) {
-  const Matrix<double> w = finite_matrix("weight", weight, -1, -1, context);
+  const Matrix<double> w = finite_matrix("W", weight, -1, -1, context);
+  check_not_empty(w);
   SquarePart out{resized(w, w.rows())};
   double largest = 0;
   for (const double x : out.matrix.values()) largest = std::max(largest, std::abs(x));
@@ -371,7 +388,7 @@ SquarePart square_part(const ArrayView& weight, const Context& context) {
 // Undoes the scaling of a criterion of degree 1 or 2.
 double rescaled(double value, int exponent) {
   const double out = std::ldexp(value, exponent);
-  if (!std::isfinite(out)) throw InvalidArgument("weight: the criterion overflows float64");
+  if (!std::isfinite(out)) throw InvalidArgument("W: the criterion overflows float64");
   return out;
 }
 
@@ -409,6 +426,15 @@ double skewness(const Matrix<double>& gradient, const Matrix<double>& p, int thr
 
 }  // namespace
 
+namespace {
+
+void record_svd(bool fell_back, Route& route) {
+  route.driver = fell_back ? "dgesvd" : "dgesdd";
+  if (fell_back) route.fallbacks.push_back("dgesdd: did not converge");
+}
+
+}  // namespace
+
 MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& context) {
   const int threads = cpu::threads_of(context);
   const auto [w, exponent] = square_part(weight, context);
@@ -422,7 +448,7 @@ MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& conte
   out.bound = rescaled(polar.nuclear_norm, exponent);
   out.stationarity = skewness(wt, p, threads);
   out.orthogonality_error = cpu::orthogonality_error(p, threads);
-  out.route.driver = "dgesdd";
+  record_svd(polar.fell_back, out.route);
   return out;
 }
 
@@ -432,7 +458,9 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   const int threads = cpu::threads_of(context);
   const auto [w, exponent] = square_part(weight, context);
   const Matrix<double> wt = cpu::transposed(w);
-  Matrix<double> p = cpu::polar(wt, threads).factor;
+  cpu::Polar start = cpu::polar(wt, threads);
+  bool fell_back = start.fell_back;
+  Matrix<double> p = std::move(start.factor);
   std::vector<double> d = diagonal_of_product(p, wt);
   double cost = sum_of_squares(d), skew = 0;
   std::int64_t iterations = 0;
@@ -443,7 +471,9 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
       for (std::int64_t j = 0; j < w.rows(); ++j) gradient(i, j) *= d[std::size_t(i)];
     skew = skewness(gradient, p, threads);
     if (skew <= stationary || iterations == iteration_limit) break;
-    Matrix<double> next = cpu::polar(gradient, threads).factor;
+    cpu::Polar step = cpu::polar(gradient, threads);
+    fell_back = fell_back || step.fell_back;
+    Matrix<double> next = std::move(step.factor);
     std::vector<double> next_d = diagonal_of_product(next, wt);
     const double next_cost = sum_of_squares(next_d);
     if (!(next_cost > cost)) break;  // at the limit of rounding
@@ -460,7 +490,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   out.stationarity = skew;
   out.iterations = iterations;
   out.orthogonality_error = cpu::orthogonality_error(out.matrix(), threads);
-  out.route.driver = "generalised power iteration, dgesdd";
+  record_svd(fell_back, out.route);
   return out;
 }
 

@@ -67,21 +67,24 @@ std::string solve_syevr(const Item<T>& item, int exponent, double norm, cpu::Eig
   if (!cpu::fits_lapack(26 * n)) return message("n = ", n, " exceeds this LAPACK's 32-bit lengths");
   Matrix<T> work(n, n);
   cpu::load_lower(item.a, exponent, work.data());
-  if (const auto info = cpu::Lapack<T>::syevr(n, item.k, work.data(), item.w, item.v); info != 0)
-    return info_text(info);
+  const auto [info, found] = cpu::Lapack<T>::syevr(n, item.k, work.data(), item.w, item.v);
+  if (info != 0) return info_text(info);
+  if (found != item.k) return message("found ", found, " of ", item.k, " eigenvectors");
   return judge(item, exponent, norm, check);
 }
 
-std::string solve_in_double(const Item<float>& item, int exponent, double norm,
-                            cpu::EighCheck& check) {
+// All pairs, in T's or in double precision, of which the k largest are kept.
+template <class Working, class T>
+std::string solve_all(const Item<T>& item, int exponent, double norm, cpu::EighCheck& check) {
   const std::int64_t n = item.a.columns();
-  Matrix<double> w(1, item.k), v(item.k, n);
-  cpu::EighCheck wide_check;
-  const Item<double> wide{item.a, item.k, w.data(), v.data()};
-  if (std::string failure = solve_syevr(wide, exponent, norm, wide_check); !failure.empty())
+  Matrix<Working> w(1, n), v(n, n);
+  cpu::EighCheck all_check;
+  const Item<Working> all{item.a, n, w.data(), v.data()};
+  if (std::string failure = solve_syevd(all, exponent, norm, all_check); !failure.empty())
     return failure;
-  std::ranges::transform(w.values(), item.w, [](double x) { return float(x); });
-  std::ranges::transform(v.values(), item.v, [](double x) { return float(x); });
+  const auto narrow = [](Working x) { return T(x); };
+  std::transform(w.data() + n - item.k, w.data() + n, item.w, narrow);
+  std::transform(v.row(n - item.k), v.data() + n * n, item.v, narrow);
   return judge(item, exponent, norm, check);
 }
 
@@ -96,15 +99,18 @@ ItemReport solve(const Item<T>& item, int exponent) {
         {letter + "syevd", [&] { return solve_syevd(item, exponent, norm, report.check); }});
   rungs.push_back(
       {letter + "syevr", [&] { return solve_syevr(item, exponent, norm, report.check); }});
+  if (item.k != item.a.columns())
+    rungs.push_back(
+        {letter + "syevd", [&] { return solve_all<T>(item, exponent, norm, report.check); }});
   if constexpr (std::is_same_v<T, float>)
     rungs.push_back(
-        {"dsyevr", [&] { return solve_in_double(item, exponent, norm, report.check); }});
+        {"dsyevd", [&] { return solve_all<double>(item, exponent, norm, report.check); }});
   report.driver = climb(rungs, report.fallbacks);
   for (std::int64_t i = 0; i < item.k; ++i) {
     item.w[i] = std::ldexp(item.w[i], exponent);
     if (!std::isfinite(item.w[i]))
-      throw InvalidArgument(
-          message("a: its eigenvalues exceed the range of ", name(dtype_of<T>), "; pass float64"));
+      throw InvalidArgument(message("a: its eigenvalues exceed the range of ", name(dtype_of<T>),
+                                    std::is_same_v<T, float> ? "; pass float64" : ""));
   }
   report.check.residual = std::ldexp(report.check.residual, exponent);
   return report;

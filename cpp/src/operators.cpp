@@ -31,7 +31,21 @@ double squared_sine(std::int64_t a, std::int64_t b) {
   return sine * sine;
 }
 
-void check_symmetric(const Matrix<double>& a) {
+// The spacing of a dtype's numbers next to 1.
+double spacing(DType dtype) {
+  switch (dtype) {
+    case DType::float16:
+      return 0x1p-10;
+    case DType::bfloat16:
+      return 0x1p-7;
+    case DType::float32:
+      return 0x1p-23;
+    default:
+      return 0x1p-52;
+  }
+}
+
+void check_symmetric(const Matrix<double>& a, double tolerance) {
   constexpr std::int64_t tile = 64;
   const std::int64_t n = a.rows();
   double largest = 0;
@@ -45,7 +59,7 @@ void check_symmetric(const Matrix<double>& a) {
     for (std::int64_t j0 = 0; j0 <= i0; j0 += tile)
       for (std::int64_t i = i0; i < std::min(n, i0 + tile); ++i)
         for (std::int64_t j = j0; j < std::min(i, j0 + tile); ++j)
-          if (std::abs(a(i, j) - a(j, i)) > 1e-12 * largest)
+          if (std::abs(a(i, j) - a(j, i)) > tolerance * largest)
             throw InvalidArgument(message("matrix: not symmetric: got ", a(i, j), " at row ", i,
                                           ", column ", j, " and ", a(j, i), " at row ", j,
                                           ", column ", i));
@@ -59,6 +73,7 @@ Operator Operator::fourier(std::int64_t n, int order) {
   check_size(n);
   if (order < 1) throw InvalidArgument(message("order: got ", order, ", expected at least 1"));
   std::vector<double> l;
+  l.reserve(std::size_t(n / 2 + 1));
   for (std::int64_t k = 0; k <= n / 2; ++k)
     l.push_back(order % 2 == 1 && 2 * k == n ? 0 : std::pow(double(k), 2.0 * order));
   if (!std::isfinite(std::ranges::max(l)))
@@ -73,6 +88,7 @@ Operator Operator::difference(std::int64_t n, int order, Boundary boundary) {
     throw InvalidArgument(message("order: got ", order, ", expected 1 or 2"));
   const bool periodic = boundary == Boundary::periodic;
   std::vector<double> l;
+  l.reserve(std::size_t(periodic ? n / 2 + 1 : n));
   for (std::int64_t k = 0; k < (periodic ? n / 2 + 1 : n); ++k) {
     const double first = 4 * squared_sine(k, periodic ? n : 2 * n);
     l.push_back(order == 1 ? first : first * first);
@@ -85,6 +101,7 @@ Operator Operator::difference(std::int64_t n, int order, Boundary boundary) {
 Operator Operator::central_difference(std::int64_t n) {
   check_size(n);
   std::vector<double> l;
+  l.reserve(std::size_t(n / 2 + 1));
   // sin(2 pi k/n) = sin(pi (n - 2k)/n): one form for both, so that equal values are equal bits.
   for (std::int64_t k = 0; k <= n / 2; ++k)
     l.push_back(squared_sine(std::min(2 * k, n - 2 * k), n));
@@ -112,12 +129,13 @@ Operator Operator::from_matrix(const ArrayView& matrix, const Context& context) 
   if (matrix.rank() != 2 || matrix.rows() != n || n < 1)
     throw InvalidArgument(
         message("matrix: got shape ", shape_text(matrix), ", expected (n, n) with n at least 1"));
-  check_symmetric(cpu::widen_rows(matrix, context));
+  const double eps = spacing(matrix.dtype());
+  check_symmetric(cpu::widen_rows(matrix, context), std::max(1e-12, 8 * eps));
 
   Eigh<double> pairs = eigh<double>(matrix, {}, context);
   std::vector<double> l(pairs.eigenvalues.values().begin(), pairs.eigenvalues.values().end());
   const double largest = std::max(std::abs(l.front()), std::abs(l.back()));
-  const double rounding = double(n) * std::numeric_limits<double>::epsilon() * largest;
+  const double rounding = double(n) * eps * largest;
   if (l.front() < -10 * rounding)
     throw InvalidArgument(message("matrix: not positive semidefinite: smallest eigenvalue ",
                                   l.front(), ", expected at least ", -10 * rounding));

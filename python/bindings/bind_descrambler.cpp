@@ -71,13 +71,19 @@ void bind_descrambler(py::module_& module) {
       .def(
           "transform_weight",
           [](const Descrambler& self, const py::object& x) {
-            return mapped<&Descrambler::transform_weight>(self, x, "weight");
+            return mapped<&Descrambler::transform_weight>(self, x, "W");
           },
           py::arg("weight"))
       .def(
+          "transform_bias",
+          [](const Descrambler& self, const py::object& x) {
+            return mapped<&Descrambler::transform_bias>(self, x, "bias");
+          },
+          py::arg("bias"))
+      .def(
           "transform_next_weight",
           [](const Descrambler& self, const py::object& x) {
-            return mapped<&Descrambler::transform_next_weight>(self, x, "weight");
+            return mapped<&Descrambler::transform_next_weight>(self, x, "W_next");
           },
           py::arg("weight"));
 
@@ -143,7 +149,7 @@ void bind_descrambler(py::module_& module) {
       [](const py::object& weight, const std::optional<py::object>& bias,
          const std::optional<py::object>& input_second_moment,
          const std::optional<py::object>& input_mean) {
-        const Array w = view_of(weight, "weight");
+        const Array w = view_of(weight, "W");
         const auto b = optional_view_of(bias, "bias");
         const auto s = optional_view_of(input_second_moment, "input_second_moment");
         const auto m = optional_view_of(input_mean, "input_mean");
@@ -157,7 +163,7 @@ void bind_descrambler(py::module_& module) {
   module.def(
       "descramble_trace",
       [](const py::object& weight) {
-        const Array w = view_of(weight, "weight");
+        const Array w = view_of(weight, "W");
         return without_gil([&] {
           return std::make_unique<MatrixDescrambler>(descramble_trace(w.view, interruptible()));
         });
@@ -166,7 +172,7 @@ void bind_descrambler(py::module_& module) {
   module.def(
       "descramble_diagonal",
       [](const py::object& weight) {
-        const Array w = view_of(weight, "weight");
+        const Array w = view_of(weight, "W");
         return without_gil([&] {
           return std::make_unique<MatrixDescrambler>(descramble_diagonal(w.view, interruptible()));
         });

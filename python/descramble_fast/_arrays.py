@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -90,6 +91,18 @@ class Kind:
 
     def __reduce__(self) -> tuple[type[Kind], tuple[()]]:
         return Kind, ()
+
+
+def integer(argument: str, value: Any) -> int:
+    """Check a size: TypeError where it is no integer, ValueError beyond 64 bits."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{argument}: got {value!r} ({kind}), expected an integer") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{argument}: got {number}, expected 64 bits at most")
+    return number
 
 
 def dtype_name(array: Array) -> str:

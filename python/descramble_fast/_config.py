@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
+from descramble_fast._arrays import integer
 
 
 def cuda_available() -> bool:
@@ -49,7 +50,10 @@ def set_num_threads(k: int) -> None:
     1
     >>> df.set_num_threads(0)
     """
-    _core.set_num_threads(k)
+    number = integer("k", k)
+    if not 0 <= number < 2**31:
+        raise ValueError(f"k: got {number}, expected 0 to 2^31 - 1")
+    _core.set_num_threads(number)
 
 
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Floats, Kind, dtype_name
+from descramble_fast._arrays import Array, Floats, Kind, dtype_name, integer
 from descramble_fast._core import BackendError
 
 _FORMAT = "descramble_fast.covariance"
@@ -23,13 +23,11 @@ _SCHEMA = "1"
 
 def _rows(mask: Array | None, weights: Array | None) -> tuple[Any, Any]:
     """Selectors as the core takes them: lists become arrays, and integer weights float64."""
-    rows = np.asarray(mask) if isinstance(mask, Sequence) else mask
-    if weights is None or dtype_name(weights).startswith(("float", "bfloat")):
-        return rows, weights
-    entries = np.asarray(weights)
-    if entries.dtype.kind not in "buif":
-        raise TypeError(f"weights: got dtype {entries.dtype}, expected numbers")
-    return rows, entries.astype(np.float64)
+    rows, frequencies = (np.asarray(x) if isinstance(x, Sequence) else x for x in (mask, weights))
+    whole = dtype_name(frequencies).startswith(("int", "uint", "bool"))
+    if whole and not isinstance(frequencies, np.ma.MaskedArray):
+        frequencies = np.asarray(frequencies).astype(np.float64)
+    return rows, frequencies
 
 
 class Covariance:
@@ -70,7 +68,7 @@ class Covariance:
     def __init__(self, n_features: int, device: str | None = None) -> None:
         if device not in (None, "cpu"):
             raise BackendError(f"device: got {device!r}, but this build has no CUDA backend")
-        self._core = _core.Covariance(n_features)
+        self._core = _core.Covariance(integer("n_features", n_features))
         self._kind = Kind()
         self._input_dtypes: frozenset[str] = frozenset()
 
@@ -375,9 +373,9 @@ _LAYOUT = {
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -407,7 +405,7 @@ class CrossCovariance:
     """
 
     def __init__(self, n_x: int, n_y: int) -> None:
-        self._core = _core.CrossCovariance(n_x, n_y)
+        self._core = _core.CrossCovariance(integer("n_x", n_x), integer("n_y", n_y))
         self._kind = Kind()
 
     @property

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from descramble_fast import _core, operators
-from descramble_fast._arrays import Array, Kind, Route
+from descramble_fast._arrays import Array, Kind, Route, integer
 from descramble_fast._covariance import Covariance
 from descramble_fast.operators import Operator
 
@@ -112,7 +112,7 @@ class Descrambler:
         """
         kind = Kind.of(W)
         weight = kind.out(self._core.transform_weight(W))
-        return weight if bias is None else (weight, kind.out(self._core.transform_weight(bias)))
+        return weight if bias is None else (weight, kind.out(self._core.transform_bias(bias)))
 
     def transform_next_weight(self, W_next: Array) -> Array:
         """Read the next layer's weights on their input side: W_next Pᵀ.
@@ -139,10 +139,12 @@ class SmoothnessDescrambler(Descrambler):
     eigenvalues : array, (k,)
         c, descending.
     cost_error : float
-        Bound on the numerical error of `cost`: ‖ΔC‖₂ Σ ℓᵢ.
+        Estimate of the numerical error of `cost`: ‖ΔC‖₂ Σ ℓᵢ, with the eigensolver's measured
+        residual and the rounding of the moments in ΔC.
     blocks : tuple of (int, int)
         Half-open ranges of components whose eigenvalues agree to n·eps·c₁: their columns are
-        determined only together. On the null space of C this leaves P W undetermined.
+        determined only together. On the null space of C this leaves P W undetermined. A block that
+        `k` cuts off is listed up to k.
     gauge : Gauge
         How the remaining freedom was used up.
     """
@@ -282,6 +284,11 @@ def descramble_many(
     >>> [d.matrix.shape for d in df.descramble_many(heads)]
     [(4, 4), (4, 4), (4, 4)]
     """
+    if isinstance(covariances, Covariance):
+        raise TypeError("covariances: got one Covariance, expected a sequence of them")
+    if not isinstance(center, bool):
+        raise TypeError(f"center: got {type(center).__name__}, expected a bool")
+    k = None if k is None else integer("k", k)
     moments = [
         item if isinstance(item, Covariance) else Covariance.from_samples(item)
         for item in covariances
@@ -386,7 +393,11 @@ def _operators_for(
     if operator is None:
         by_size = {n: operators.fourier(n) for n in {cov.n_features for cov in moments}}
         return [by_size[cov.n_features] for cov in moments]
-    ops = [operator] * len(moments) if isinstance(operator, Operator) else list(operator)
+    if isinstance(operator, Operator):
+        return [operator] * len(moments)
+    if not isinstance(operator, Sequence):
+        raise TypeError(f"operator: got {type(operator).__name__}, expected an Operator")
+    ops = list(operator)
     for op in ops:
         if not isinstance(op, Operator):
             raise TypeError(f"operator: got {type(op).__name__}, expected an Operator")

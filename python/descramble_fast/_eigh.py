@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Floats, Kind, Route
+from descramble_fast._arrays import Array, Floats, Kind, Route, integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,9 @@ def eigh(a: Array, k: int | None = None) -> EighResult:
     (3, 1)
     """
     kind = Kind.of(a)
-    eigenvalues, eigenvectors, residual, orthogonality_error, route = _core.eigh(a, k)
+    eigenvalues, eigenvectors, residual, orthogonality_error, route = _core.eigh(
+        a, None if k is None else integer("k", k)
+    )
     return EighResult(
         eigenvalues=kind.out(eigenvalues),
         eigenvectors=kind.out(eigenvectors.swapaxes(-1, -2)),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Floats, Kind
+from descramble_fast._arrays import Array, Floats, Kind, integer
 
 __all__ = [
     "Operator",
@@ -105,7 +105,7 @@ def fourier(n: int, order: int = 2) -> Operator:
     >>> df.operators.fourier(4, order=1).blocks  # constant and Nyquist; cos 1 and sin 1
     ((0, 2), (2, 4))
     """
-    return Operator(_core.Operator.fourier(n, order))
+    return Operator(_core.Operator.fourier(integer("n", n), integer("order", order)))
 
 
 def difference(n: int, order: int = 1, boundary: str = "periodic") -> Operator:
@@ -136,7 +136,7 @@ def difference(n: int, order: int = 1, boundary: str = "periodic") -> Operator:
     >>> df.operators.difference(3, 1, "path").eigenvalues.round(12).tolist()
     [0.0, 1.0, 3.0]
     """
-    return Operator(_core.Operator.difference(n, order, boundary))
+    return Operator(_core.Operator.difference(integer("n", n), integer("order", order), boundary))
 
 
 def central_difference(n: int) -> Operator:
@@ -164,7 +164,7 @@ def central_difference(n: int) -> Operator:
     >>> df.operators.central_difference(4).eigenvalues.tolist()
     [0.0, 0.0, 1.0, 1.0]
     """
-    return Operator(_core.Operator.central_difference(n))
+    return Operator(_core.Operator.central_difference(integer("n", n)))
 
 
 def grid(shape: Sequence[int], axis: Callable[..., Operator] = fourier, **options: Any) -> Operator:
@@ -197,7 +197,11 @@ def grid(shape: Sequence[int], axis: Callable[..., Operator] = fourier, **option
     >>> op.eigenvalues.round(12).tolist()
     [0.0, 1.0, 2.0, 3.0, 3.0, 5.0]
     """
-    return Operator(_core.Operator.grid([axis(int(n), **options)._core for n in shape]))
+    axes = [axis(integer("shape", n), **options) for n in shape]
+    for one in axes:
+        if not isinstance(one, Operator):
+            raise TypeError(f"axis: gave {type(one).__name__}, expected an Operator")
+    return Operator(_core.Operator.grid([one._core for one in axes]))
 
 
 def from_matrix(matrix: Array) -> Operator:
@@ -206,7 +210,8 @@ def from_matrix(matrix: Array) -> Operator:
     Parameters
     ----------
     matrix : array, (n, n)
-        Symmetric to 1e-12 of its largest element.
+        Symmetric and positive semidefinite to the rounding of its element type (1e-12 of the
+        largest element for float64).
 
     Returns
     -------

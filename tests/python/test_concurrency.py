@@ -366,3 +366,28 @@ def test_ctrl_c_ends_the_power_iteration(fresh_python: FreshPython) -> None:
         """,
         timeout=20,
     )
+
+
+def test_a_signal_handler_that_asks_the_busy_accumulator_gets_an_error(
+    fresh_python: FreshPython,
+) -> None:
+    fresh_python(
+        """
+        import signal
+        import numpy as np
+        import descramble_fast as df
+
+        x = np.random.default_rng(0).normal(size=(60000, 600))
+        cov = df.Covariance(600)
+        signal.signal(signal.SIGALRM, lambda *_: print(cov.count))
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        try:
+            for _ in range(20):
+                cov.update(x)
+        except RuntimeError as error:
+            assert "in use" in str(error)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert cov.count % 60000 == 0
+        """,
+        timeout=60,
+    )

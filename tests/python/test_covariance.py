@@ -791,3 +791,77 @@ def test_results_are_float64_symmetric_and_the_callers_own() -> None:
         assert (result == result.T).all()
         result[:] = np.nan
     assert all(np.isfinite(result).all() for result in matrices(cov))
+
+
+def test_merging_what_overflows_leaves_the_state() -> None:
+    one = df.Covariance.from_moments(np.array([[1e300]]), np.array([1e150]), 1e9)
+    other = df.Covariance.from_moments(np.array([[1e300]]), np.array([-1e150]), 1e9)
+    before = pickle.dumps(one)
+    with pytest.raises(ValueError, match="overflow"):
+        one.merge(other)
+    assert pickle.dumps(one) == before
+
+
+def test_a_combination_that_overflows_is_refused() -> None:
+    part = df.Covariance.from_moments(1e300 * np.eye(2))
+    with pytest.raises(ValueError, match="overflow"):
+        df.Covariance.combine([part, part], [1e300, 1.0])
+
+
+def test_a_first_row_of_no_weight_to_speak_of_costs_no_digits() -> None:
+    x = np.array([[1e17], [1.0], [2.0], [3.0]])
+    cov = df.Covariance(1).update(x, weights=np.array([1e-60, 1.0, 1.0, 1.0]))
+    assert abs(cov.mean[0] - 2) <= 1e-15
+    assert abs(cov.covariance()[0, 0] - 2 / 3) <= 1e-15
+
+
+def test_subnormal_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights"):
+        df.Covariance(1).update(np.ones((2, 1)), weights=np.array([1.0, 3e-323]))
+
+
+def test_long_batches_lose_nothing_against_chunks() -> None:
+    # One-sided rounding: nearly all rows are the same number off the reference.
+    x = np.zeros((4_000_000, 1))
+    x[::10] = np.random.default_rng(0).random((400_000, 1))
+    x[0] = 0.7
+    whole, parts = df.Covariance.from_samples(x), df.Covariance(1)
+    for chunk in np.array_split(x, 2000):
+        parts.update(chunk)
+    moment = parts.second_moment()[0, 0]
+    assert abs(whole.second_moment()[0, 0] - moment) <= 1e-12 * moment
+    assert abs(whole.mean[0] - parts.mean[0]) <= 1e-12
+
+
+def test_moments_that_contradict_their_mean_are_refused() -> None:
+    with pytest.raises(ValueError, match="semidefinite"):
+        df.Covariance.from_moments(np.eye(2), np.array([5.0, 0.0]))
+
+
+def test_a_saved_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    df.Covariance.from_samples(np.eye(2)).save(tmp_path / "saved")
+    (tmp_path / "other").write_bytes(b"")
+    assert (tmp_path / "saved").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "saved"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: df.Covariance(2.0), TypeError),
+        (lambda: df.Covariance("a"), TypeError),
+        (lambda: df.Covariance(2**70), ValueError),
+        (lambda: df.eigh(np.eye(3), k=2.0), TypeError),
+        (lambda: df.descramble(np.eye(3), k=2.0), TypeError),
+        (lambda: df.operators.fourier(4.0), TypeError),
+        (lambda: df.operators.grid((2.7, 3)), TypeError),
+        (lambda: df.set_num_threads(2**40), ValueError),
+        (lambda: df.descramble_weights(np.ones((0, 3)), criterion="trace"), ValueError),
+        (lambda: df.descramble_weights(np.ones((3, 0))), ValueError),
+    ],
+)
+def test_sizes_that_are_none_are_refused_by_name(
+    call: Callable[[], object], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=r"^(n_features|k|n|shape|W): "):
+        call()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -554,7 +553,7 @@ def test_a_linear_network_computes_the_same_through_its_descrambler() -> None:
 )
 def test_maps_refuse_what_does_not_fit(method: str, shape: tuple[int, ...]) -> None:
     d = df.descramble(samples(10, 4, 0))
-    with pytest.raises(ValueError, match=r"samples: |weight: "):
+    with pytest.raises(ValueError, match=r"samples: |W: |W_next: "):
         getattr(d, method)(np.zeros(shape))
     with pytest.raises(ValueError, match="bias: "):
         d.transform_weight(np.zeros((4, 2)), np.zeros(5))
@@ -828,9 +827,9 @@ def test_matrix_descramblers_map_as_their_matrix(criterion: str) -> None:
         (d.transform_next_weight(x), x @ P.T),
     ]:
         assert np.abs(got - expected).max() <= 1e-13
-    assert isinstance(
-        df.descramble_weights(torch.ones(2, 2), criterion=criterion).matrix, torch.Tensor
-    )
+    torch = pytest.importorskip("torch")
+    W = torch.ones(2, 2)
+    assert isinstance(df.descramble_weights(W, criterion=criterion).matrix, torch.Tensor)
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -867,8 +866,8 @@ def test_an_argument_without_use_is_refused(criterion: str, unused: dict[str, An
         (lambda: from_moment(np.diag([-1.0, -1.0])), "semidefinite"),
         (lambda: from_moment(np.eye(2), center=True), "center: "),
         (lambda: df.descramble_many([np.ones((2, 3)), np.full((1, 3), np.inf)]), "row 0, column 0"),
-        (lambda: df.descramble_weights(np.ones(3)), r"weight: got shape \(3,\)"),
-        (lambda: df.descramble_weights(np.full((2, 2), np.nan)), "weight: .*row 0, column 0"),
+        (lambda: df.descramble_weights(np.ones(3)), r"W: got shape \(3,\)"),
+        (lambda: df.descramble_weights(np.full((2, 2), np.nan)), "W: .*row 0, column 0"),
         (lambda: df.descramble_weights(W22, bias=np.zeros(3)), "bias: "),
         (lambda: df.descramble_weights(W22, bias=np.array([0, np.nan])), "bias: "),
         (lambda: df.descramble_weights(W22, input_mean=np.zeros(3)), "input_mean: "),
@@ -876,9 +875,9 @@ def test_an_argument_without_use_is_refused(criterion: str, unused: dict[str, An
         (lambda: df.descramble_weights(W22, criterion="entropy"), "criterion: "),
         (lambda: df.descramble_weights(W22, restrict="permutation"), "restrict: "),
         (lambda: df.descramble_weights(W22, gauge="up"), "gauge: "),
-        (lambda: df.descramble_weights(np.ones((2, 2, 2)), criterion="trace"), "weight: "),
-        (lambda: df.descramble_weights(np.full((2, 2), np.inf), criterion="trace"), "weight: "),
-        (lambda: df.descramble_weights(np.full((2, 2), np.nan), criterion="diagonal"), "weight: "),
+        (lambda: df.descramble_weights(np.ones((2, 2, 2)), criterion="trace"), "W: "),
+        (lambda: df.descramble_weights(np.full((2, 2), np.inf), criterion="trace"), "W: "),
+        (lambda: df.descramble_weights(np.full((2, 2), np.nan), criterion="diagonal"), "W: "),
     ],
 )
 def test_what_cannot_be_descrambled_is_a_value_error(call: Callable[[], Any], message: str) -> None:
@@ -893,9 +892,9 @@ def test_what_cannot_be_descrambled_is_a_value_error(call: Callable[[], Any], me
         (lambda: df.descramble(np.ones((2, 2), dtype=int)), "int64"),
         (lambda: df.descramble(np.ones((2, 2)), operator="fourier"), "operator: "),
         (lambda: df.descramble(np.ones((2, 2)), operator=np.eye(2)), "operator: "),
-        (lambda: df.descramble_weights([[1.0]]), "weight: got list"),
+        (lambda: df.descramble_weights([[1.0]]), "W: got list"),
         (lambda: df.descramble_weights(W22, bias=[0.0, 0.0]), "bias: "),
-        (lambda: df.descramble_weights(W22.astype(int), criterion="trace"), "weight: "),
+        (lambda: df.descramble_weights(W22.astype(int), criterion="trace"), "W: "),
         (lambda: df.descramble(np.ones((3, 2))).transform([1.0, 2.0]), "samples: "),
     ],
 )
@@ -931,3 +930,10 @@ def test_threads_change_the_cost_by_rounding_only() -> None:
         df.set_num_threads(threads)
         costs.append(df.descramble(x))
     assert abs(costs[0].cost - costs[1].cost) <= costs[0].cost_error + costs[1].cost_error
+
+
+def test_a_block_that_k_cuts_off_is_reported() -> None:
+    for k in (1, 3):
+        assert from_moment(np.eye(8), k=k).blocks == ((0, k),)
+    assert from_moment(np.diag([3.0, 2.0, 2.0, 1.0]), k=2).blocks == ((1, 2),)
+    assert from_moment(np.diag([3.0, 2.0, 1.0, 1.0]), k=2).blocks == ()

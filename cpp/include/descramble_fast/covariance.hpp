@@ -74,8 +74,8 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   std::int64_t count_ = 0;
   double weight_ = 0;
   bool has_mean_ = true;
-  std::vector<double> reference_, offset_;  // the mean is their sum
   Matrix<double> scatter_;                  // upper triangle
+  std::vector<double> reference_, offset_;  // the mean is their sum
 };
 
 /// Streaming cross moments between two sets of features of the same samples.

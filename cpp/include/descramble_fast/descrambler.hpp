@@ -56,8 +56,10 @@ class DESCRAMBLE_FAST_EXPORT Descrambler {
   Matrix<double> transform(const ArrayView& samples, const Context& context = {}) const;
   /// The way back: z -> z P + mean.
   Matrix<double> inverse_transform(const ArrayView& samples, const Context& context = {}) const;
-  /// P W for W of shape (n, m), or P b for (n,).
+  /// P W for W of shape (n, m).
   Matrix<double> transform_weight(const ArrayView& weight, const Context& context = {}) const;
+  /// P b for b of shape (n,), as a (1, n) matrix.
+  Matrix<double> transform_bias(const ArrayView& bias, const Context& context = {}) const;
   /// W_next P^T for W_next of shape (m, n).
   Matrix<double> transform_next_weight(const ArrayView& weight, const Context& context = {}) const;
 
@@ -98,7 +100,8 @@ class DESCRAMBLE_FAST_EXPORT SmoothnessDescrambler final : public Descrambler {
   Matrix<double> components;
   /// Of T's columns within degenerate blocks of the operator (none in the canonical gauge).
   std::vector<Rotation> rotations;
-  /// |cost - exact| is at most this: |dC|_2 times the sum of l.
+  /// Estimate of |cost - exact|: |dC|_2 (eigensolver's residual, rounding of the moments, clipped
+  /// part) times the sum of l.
   double cost_error = 0;
   /// Components whose eigenvalues agree to within n eps c_1: these columns are not determined one
   /// by one.

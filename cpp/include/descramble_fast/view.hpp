@@ -35,7 +35,9 @@ struct BFloat16 {
 };
 
 template <class T>
-inline constexpr DType dtype_of = DType::float64;
+extern const DType dtype_of;  // defined for the types below alone
+template <>
+inline constexpr DType dtype_of<double> = DType::float64;
 template <>
 inline constexpr DType dtype_of<bool> = DType::boolean;
 template <>

@@ -12,13 +12,17 @@ inline float widen(BFloat16 x) { return std::bit_cast<float>(std::uint32_t(x.bit
 
 /// Branch-free, so that loops over it vectorise.
 inline float widen(Float16 x) {
-  // The exponent is rebiased by a multiplication, which also normalises subnormals; infinities and
-  // NaN land at 2^16 or above and get the exponent of a float's.
+  // The exponent's bias is 15 here and 127 there. Subnormals are read as 2^-14 + x less 2^-14,
+  // which passes through no subnormal float: a caller may have told the processor to flush those.
+  constexpr std::uint32_t bias = 112u << 23, smallest = 113u << 23;
   const std::uint32_t magnitude = std::uint32_t(x.bits & 0x7fffu) << 13;
-  const float rebiased = std::bit_cast<float>(magnitude) * 0x1p112f;
-  const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  const std::uint32_t exponent = magnitude & 0x0f800000u;
+  const float subnormal =
+      std::bit_cast<float>(magnitude + smallest) - std::bit_cast<float>(smallest);
+  const std::uint32_t other = magnitude + bias + (exponent == 0x0f800000u ? bias : 0u);
   const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(rebiased) | special | sign);
+  return std::bit_cast<float>((exponent == 0 ? std::bit_cast<std::uint32_t>(subnormal) : other) |
+                              sign);
 }
 
 inline float widen(float x) { return x; }

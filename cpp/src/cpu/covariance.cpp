@@ -12,12 +12,17 @@ namespace descramble_fast::cpu {
 
 namespace {
 
-// Rows that go into one product: deep enough for the product to be compute-bound.
-constexpr std::int64_t panel_rows = 512;
 constexpr std::int64_t pack_rows = 32;
+constexpr std::int64_t partial_rows = 256;
 constexpr std::int64_t small_work = 1 << 16;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Rows that go into one product: deep enough to be bound by arithmetic, and few enough for the
+// cache.
+std::int64_t panel_rows(std::int64_t n) {
+  return std::clamp<std::int64_t>((1 << 18) / n, 512, 8192);
+}
 
 // A function of n alone, so that every thread count does the same arithmetic.
 std::int64_t tile_width(std::int64_t n) {
@@ -25,9 +30,14 @@ std::int64_t tile_width(std::int64_t n) {
 }
 
 struct SlabStatistics {
-  std::vector<double> sum;
+  std::vector<double> sum, partial;
   double largest = 0;
   std::int64_t bad_row = -1;
+
+  // Long sums in two levels: their error grows with the rows of a part, not of the batch.
+  void flush() {
+    for (std::size_t j = 0; j < sum.size(); ++j) sum[j] += std::exchange(partial[j], 0.0);
+  }
 };
 
 // x * 0 is NaN for NaN and for infinity, 0 otherwise.
@@ -81,14 +91,17 @@ BatchStatistics statistics(const ArrayView& batch, const Rows& rows,
   parallel_for(threads_for(rows.count * n, context), slabs, [&](std::int64_t s) {
     SlabStatistics part;
     part.sum.assign(std::size_t(n), 0);
+    part.partial.assign(std::size_t(n), 0);
     std::vector<double> row(static_cast<std::size_t>(n));
     const std::int64_t end = std::min(rows.count, (s + 1) * slab_rows);
     for (std::int64_t i = s * slab_rows; i < end && part.bad_row < 0; ++i) {
       widen_row(batch, rows[i], row.data());
-      if (!add_row(row.data(), reference.data(), rows.weight_of(i), part.sum.data(), n,
+      if (!add_row(row.data(), reference.data(), rows.weight_of(i), part.partial.data(), n,
                    part.largest))
         part.bad_row = rows[i];
+      if ((i + 1) % partial_rows == 0) part.flush();
     }
+    part.flush();
     parts[std::size_t(s)] = std::move(part);
   });
 
@@ -119,10 +132,11 @@ void add_scatter(const Side& x, const Rows& rows, double shift_weight, Matrix<do
     for (std::int64_t j = i; j < tiles; ++j) upper.emplace_back(i * width, j * width);
 
   const int threads = threads_for(rows.count * n, context);
-  Matrix<double> panel(std::min(rows.count, panel_rows) + 1, n);
+  const std::int64_t depth_limit = panel_rows(n);
+  Matrix<double> panel(std::min(rows.count, depth_limit) + 1, n);
   const SingleBlasThread guard;
-  for (std::int64_t begin = 0; begin < rows.count; begin += panel_rows) {
-    const std::int64_t end = std::min(rows.count, begin + panel_rows);
+  for (std::int64_t begin = 0; begin < rows.count; begin += depth_limit) {
+    const std::int64_t end = std::min(rows.count, begin + depth_limit);
     const std::int64_t depth = pack_panel(x, rows, shift_weight, begin, end, panel, threads);
     parallel_for(threads, std::int64_t(upper.size()), [&](std::int64_t t) {
       const auto [i, j] = upper[std::size_t(t)];
@@ -143,8 +157,9 @@ void add_cross_scatter(const Side& x, const Side& y, const Rows& rows, double sh
   const std::int64_t n_x = scatter.rows(), n_y = scatter.columns();
   const std::int64_t width = tile_width(n_x);
   const int threads = threads_for(rows.count * std::max(n_x, n_y), context);
-  const std::int64_t depth_limit = std::min(rows.count, panel_rows) + 1;
-  Matrix<double> panel_x(depth_limit, n_x), panel_y(depth_limit, n_y);
+  const std::int64_t depth_limit = panel_rows(std::max(n_x, n_y));
+  const std::int64_t room = std::min(rows.count, depth_limit) + 1;
+  Matrix<double> panel_x(room, n_x), panel_y(room, n_y);
   const auto add_squares = [](const Matrix<double>& panel, std::int64_t depth,
                               std::span<double> squares) {
     for (std::int64_t i = 0; i < depth; ++i)
@@ -152,8 +167,8 @@ void add_cross_scatter(const Side& x, const Side& y, const Rows& rows, double sh
         squares[j] += panel(i, std::int64_t(j)) * panel(i, std::int64_t(j));
   };
   const SingleBlasThread guard;
-  for (std::int64_t begin = 0; begin < rows.count; begin += panel_rows) {
-    const std::int64_t end = std::min(rows.count, begin + panel_rows);
+  for (std::int64_t begin = 0; begin < rows.count; begin += depth_limit) {
+    const std::int64_t end = std::min(rows.count, begin + depth_limit);
     const std::int64_t depth = pack_panel(x, rows, shift_weight, begin, end, panel_x, threads);
     pack_panel(y, rows, shift_weight, begin, end, panel_y, threads);
     add_squares(panel_x, depth, squares_x);

@@ -1,13 +1,18 @@
 #include "cpu/lapack.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <cstddef>
 #include <new>
 #include <vector>
 
-#include "cpu/parallel.hpp"
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/view.hpp"
 #include "message.hpp"
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 #if defined(DESCRAMBLE_FAST_SCIPY_OPENBLAS)
 #define FORTRAN(name) scipy_##name##_64_
@@ -75,20 +80,58 @@ void set_blas_threads([[maybe_unused]] int threads) {
 #endif
 }
 
-// Reset in a forked child, where a holder may no longer exist; hence the storage, never destroyed.
-alignas(std::shared_mutex) std::byte lock_storage[sizeof(std::shared_mutex)];
+// Whoever wants the lock passes the turnstile first, so that a stream of shared holders cannot keep
+// an exclusive one waiting for ever.
+struct Gate {
+  std::timed_mutex turnstile;
+  std::shared_timed_mutex lock;
+};
 
-std::shared_mutex& blas_lock() {
-  static std::shared_mutex* const lock = [] {
-    auto* const made = new (lock_storage) std::shared_mutex;
-    on_fork_in_child([] {
-      new (lock_storage) std::shared_mutex;
-      set_blas_threads(1);
-    });
+// Made anew in a forked child, where other holders do not exist; hence the storage, never
+// destroyed.
+alignas(Gate) std::byte gate_storage[sizeof(Gate)];
+bool held_for_fork = false;
+
+Gate& stored_gate() { return *std::launder(reinterpret_cast<Gate*>(gate_storage)); }
+
+void before_fork() {
+  // Not for ever: a fork beside a long solve goes on, as safe as the solver's library makes it.
+  constexpr auto patience = std::chrono::seconds(2);
+  Gate& gate = stored_gate();
+  if (!gate.turnstile.try_lock_for(patience)) return;
+  held_for_fork = gate.lock.try_lock_for(patience);
+  if (!held_for_fork) gate.turnstile.unlock();
+}
+
+void after_fork_in_parent() {
+  if (!held_for_fork) return;
+  held_for_fork = false;
+  stored_gate().lock.unlock();
+  stored_gate().turnstile.unlock();
+}
+
+void after_fork_in_child() {
+  new (gate_storage) Gate;
+  if (held_for_fork) set_blas_threads(1);
+  held_for_fork = false;
+}
+
+Gate& gate() {
+  static Gate* const instance = [] {
+    Gate* const made = new (gate_storage) Gate;
+#if !defined(_WIN32)
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+#endif
     set_blas_threads(1);
     return made;
   }();
-  return *lock;
+  return *instance;
+}
+
+template <class Lock>
+Lock pass() {
+  const std::lock_guard turn(gate().turnstile);
+  return Lock(gate().lock);
 }
 
 // The eigensolvers differ between precisions in their first letter alone.
@@ -108,9 +151,11 @@ const auto evr = [](auto... arguments) {
 
 }  // namespace
 
-SingleBlasThread::SingleBlasThread() : lock_(blas_lock()) {}
+SingleBlasThread::SingleBlasThread() : lock_(pass<decltype(lock_)>()) {}
 
-ManyBlasThreads::ManyBlasThreads(int threads) : lock_(blas_lock()) { set_blas_threads(threads); }
+ManyBlasThreads::ManyBlasThreads(int threads) : lock_(pass<decltype(lock_)>()) {
+  set_blas_threads(threads);
+}
 
 ManyBlasThreads::~ManyBlasThreads() { set_blas_threads(1); }
 
@@ -154,34 +199,35 @@ std::int64_t Lapack<T>::syevd(std::int64_t n, T* a, T* w) {
 }
 
 template <class T>
-std::int64_t Lapack<T>::syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z) {
+Found Lapack<T>::syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z) {
   const char jobz = 'V', range = k == n ? 'A' : 'I', uplo = 'U';
   const lapack_int size = lapack_int(n), first = lapack_int(n - k + 1), last = lapack_int(n);
   const lapack_int liwork = lapack_int(10 * n);
   const T unused = 0, tolerance = 0;
   lapack_int lwork = -1, found = 0, info = 0;
-  std::vector<lapack_int> isuppz(std::size_t(2 * n), 0), iwork(std::size_t(liwork), 0);
-  std::vector<T> all_values(static_cast<std::size_t>(n));
+  // In clusters OpenBLAS's routine writes one place before its integer workspace; every array gets
+  // a place to spare on either side.
+  std::vector<lapack_int> isuppz(std::size_t(2 * n + 2), 0), iwork(std::size_t(liwork + 2), 0);
+  std::vector<T> all_values(std::size_t(n + 2), 0);
   T optimal = 0;
   const auto call = [&](T* work) {
     evr(&jobz, &range, &uplo, &size, a, &size, &unused, &unused, &first, &last, &tolerance, &found,
-        all_values.data(), z, &size, isuppz.data(), work, &lwork, iwork.data(), &liwork, &info,
-        length(1), length(1), length(1));
+        all_values.data() + 1, z, &size, isuppz.data() + 1, work, &lwork, iwork.data() + 1, &liwork,
+        &info, length(1), length(1), length(1));
   };
   call(&optimal);
   // A float cannot hold every length: the next one up may have been rounded away.
   lwork = lapack_int(double(optimal) * 1.0000002) + 1;
-  std::vector<T> work(static_cast<std::size_t>(lwork));
-  call(work.data());
-  if (info == 0 && found != k) return -1000;
-  std::copy_n(all_values.begin(), k, w);
-  return info;
+  std::vector<T> work(std::size_t(lwork + 2));
+  call(work.data() + 1);
+  std::copy_n(all_values.begin() + 1, k, w);
+  return {info, found};
 }
 
 template struct Lapack<float>;
 template struct Lapack<double>;
 
-std::int64_t svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
+Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
   // Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
   const char all = 'A';
   const lapack_int size = lapack_int(n);
@@ -197,13 +243,13 @@ std::int64_t svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
   lwork = lapack_int(optimal);
   std::vector<double> work(static_cast<std::size_t>(lwork));
   divide_and_conquer(work.data());
-  if (info == 0) return 0;
+  if (info == 0) return {0, false};
   std::copy(original.begin(), original.end(), a);
   lwork = std::max<lapack_int>(lwork, lapack_int(8 * n));
   work.resize(std::size_t(lwork));
   FORTRAN(dgesvd)
   (&all, &all, &size, &size, a, &size, s, vt, &size, u, &size, work.data(), &lwork, &info, 1, 1);
-  return info;
+  return {info, true};
 }
 
 }  // namespace cpu

@@ -27,7 +27,7 @@ class SingleBlasThread {
   SingleBlasThread();
 
  private:
-  std::shared_lock<std::shared_mutex> lock_;
+  std::shared_lock<std::shared_timed_mutex> lock_;
 };
 
 /// While it lives, BLAS calls of this thread use up to `threads` threads; nobody else is in BLAS.
@@ -39,7 +39,7 @@ class ManyBlasThreads {
   ManyBlasThreads& operator=(const ManyBlasThreads&) = delete;
 
  private:
-  std::unique_lock<std::shared_mutex> lock_;
+  std::unique_lock<std::shared_timed_mutex> lock_;
 };
 
 // Row-major operands throughout; under one of the two guards above.
@@ -53,6 +53,12 @@ void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64
 void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
                 std::int64_t ldc);
 
+struct Found {
+  std::int64_t info;
+  /// Eigenpairs found: in tight clusters fewer than asked for, with info 0.
+  std::int64_t count;
+};
+
 /// LAPACK's `info`; each takes the lower triangle of a row-major (n, n), and 64-bit lengths that
 /// the caller has found to fit. Eigenvectors come as rows.
 template <class T>
@@ -61,11 +67,15 @@ struct Lapack {
   /// Overwrites `a` with the eigenvectors.
   static std::int64_t syevd(std::int64_t n, T* a, T* w);
   /// The k largest; destroys `a`, fills z (k, n).
-  static std::int64_t syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z);
+  static Found syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z);
 };
 
+struct Svd {
+  std::int64_t info;
+  bool fell_back;
+};
 /// A = U diag(s) V^T, all (n, n), s descending; destroys `a`. Divide and conquer, then QR if that
 /// fails; returns the info of the last.
-std::int64_t svd(std::int64_t n, double* a, double* s, double* u, double* vt);
+Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt);
 
 }  // namespace descramble_fast::cpu

@@ -37,7 +37,7 @@ Matrix<double> completion(const Matrix<double>& u, const Matrix<double>& vt, std
   Matrix<double> s(1, free), left(free, free), right(free, free);
   {
     const SingleBlasThread guard;
-    if (const auto info = svd(free, overlap.data(), s.data(), left.data(), right.data()); info != 0)
+    if (const auto info = svd(free, overlap.data(), s.data(), left.data(), right.data()).info)
       throw BackendError(message("dgesdd and dgesvd failed: info = ", info));
   }
   return times(left, right, threads);
@@ -105,21 +105,26 @@ void fix_sign(double* vector, std::int64_t n) {
 Polar polar(const Matrix<double>& a, int threads) {
   const std::int64_t n = a.rows();
   Polar out;
+  if (!fits_lapack(8 * n * n))
+    throw BackendError(
+        message("dgesdd: its workspace for n = ", n, " exceeds this LAPACK's 32-bit lengths"));
   if (n == 1) {
     out.factor = Matrix<double>(1, 1, a(0, 0) < 0 ? -1.0 : 1.0);
     out.nuclear_norm = std::abs(a(0, 0));
     return out;
   }
   Matrix<double> work = a.copy(), s(1, n), u(n, n), vt(n, n);
-  std::int64_t info = 0;
+  Svd solved{};
   if (n < threaded_size || threads == 1) {
     const SingleBlasThread guard;
-    info = svd(n, work.data(), s.data(), u.data(), vt.data());
+    solved = svd(n, work.data(), s.data(), u.data(), vt.data());
   } else {
     const ManyBlasThreads guard(threads);
-    info = svd(n, work.data(), s.data(), u.data(), vt.data());
+    solved = svd(n, work.data(), s.data(), u.data(), vt.data());
   }
-  if (info != 0) throw BackendError(message("dgesdd and dgesvd failed: info = ", info));
+  if (solved.info != 0)
+    throw BackendError(message("dgesdd and dgesvd failed: info = ", solved.info));
+  out.fell_back = solved.fell_back;
   for (const double x : s.values()) out.nuclear_norm += x;
 
   const double tiny = double(n) * std::numeric_limits<double>::epsilon() * s(0, 0);

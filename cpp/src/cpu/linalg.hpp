@@ -24,6 +24,8 @@ struct Polar {
   Matrix<double> factor;
   /// Sum of the singular values of the argument.
   double nuclear_norm = 0;
+  /// Divide and conquer failed, and QR was taken.
+  bool fell_back = false;
 };
 
 /// The orthogonal matrix nearest to a square one (n, n). On singular directions, where any

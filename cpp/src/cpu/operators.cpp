@@ -279,7 +279,7 @@ class Grid final : public Operator::Impl {
     // Sums that are equal on paper differ by rounding.
     blocks = find_blocks(size(), [this](std::int64_t i, std::int64_t j) {
       const double low = eigenvalues[std::size_t(i)], high = eigenvalues[std::size_t(j)];
-      return high - low <= 1e-12 * high;
+      return high - low <= 1e-14 * high;
     });
     for (const Block& block : blocks) {
       std::sort(order_.begin() + block.begin, order_.begin() + block.end);

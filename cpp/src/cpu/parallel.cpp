@@ -1,11 +1,9 @@
 #include "cpu/parallel.hpp"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
-#include <deque>
 #include <exception>
 #include <fstream>
 #include <memory>
@@ -31,12 +29,13 @@ namespace descramble_fast::cpu {
 namespace {
 
 struct Job {
-  const std::function<void(std::int64_t)>* body;
+  Body body;
   std::int64_t count;
   int helpers_wanted;
   int helpers = 0;
   std::atomic<std::int64_t> next{0};
   std::exception_ptr error;
+  Job* following = nullptr;  // in the pool's list
 };
 
 thread_local bool inside_parallel = false;
@@ -47,12 +46,12 @@ class Pool {
     {
       std::lock_guard lock(mutex_);
       start_workers(job.helpers_wanted);
-      jobs_.push_back(&job);
+      job.following = std::exchange(jobs_, &job);
     }
     work_ready_.notify_all();
     work(job);
     std::unique_lock lock(mutex_);
-    std::erase(jobs_, &job);
+    remove(job);
     work_done_.wait(lock, [&] { return job.helpers == 0; });
   }
 
@@ -61,7 +60,7 @@ class Pool {
     while (workers_ < wanted) {
       try {
         std::thread([this] { serve(); }).detach();
-      } catch (const std::system_error&) {
+      } catch (...) {
         return;  // The caller does the work of the threads that could not be had.
       }
       ++workers_;
@@ -84,10 +83,16 @@ class Pool {
   }
 
   Job* open_job() {
-    for (Job* job : jobs_)
+    for (Job* job = jobs_; job != nullptr; job = job->following)
       if (job->helpers_wanted > 0 && job->next.load(std::memory_order_relaxed) < job->count)
         return job;
     return nullptr;
+  }
+
+  void remove(Job& job) {
+    Job** link = &jobs_;
+    while (*link != &job) link = &(*link)->following;
+    *link = job.following;
   }
 
   void work(Job& job) {
@@ -96,7 +101,7 @@ class Pool {
       const std::int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
       if (index >= job.count) break;
       try {
-        (*job.body)(index);
+        job.body.invoke(job.body.object, index);
       } catch (...) {
         std::lock_guard lock(mutex_);
         if (!job.error) job.error = std::current_exception();
@@ -109,19 +114,17 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable work_ready_;
   std::condition_variable work_done_;
-  std::deque<Job*> jobs_;
+  Job* jobs_ = nullptr;
   int workers_ = 0;
 };
 
 // Never destroyed: workers may outlive static destruction.
 alignas(Pool) std::byte pool_storage[sizeof(Pool)];
-std::array<void (*)(), 4> fork_resets{};
-std::atomic<int> fork_reset_count{0};
 
+// A forked child has no copies of the workers.
 void reset_in_child() {
   new (pool_storage) Pool;
   inside_parallel = false;
-  for (int i = 0; i < fork_reset_count.load(); ++i) fork_resets[std::size_t(i)]();
 }
 
 Pool& pool() {
@@ -187,23 +190,19 @@ int threads_of(const Context& context) {
   return context.threads > 0 ? context.threads : num_threads();
 }
 
-void parallel_for(int threads, std::int64_t count, const std::function<void(std::int64_t)>& body) {
+void run_parallel(int threads, std::int64_t count, Body body) {
   if (threads <= 1 || count <= 1 || inside_parallel) {
-    for (std::int64_t i = 0; i < count; ++i) body(i);
+    for (std::int64_t i = 0; i < count; ++i) body.invoke(body.object, i);
     return;
   }
   Job job;
-  job.body = &body;
+  job.body = body;
   job.count = count;
-  job.helpers_wanted = int(std::min<std::int64_t>(threads, count)) - 1;
+  // More threads than this only wait for each other.
+  static const int most = 4 * allowed_cpus();
+  job.helpers_wanted = int(std::min<std::int64_t>({threads, count, most})) - 1;
   pool().run(job);
   if (job.error) std::rethrow_exception(job.error);
-}
-
-void on_fork_in_child(void (*reset)()) {
-  pool();
-  const int index = fork_reset_count.fetch_add(1);
-  fork_resets.at(std::size_t(index)) = reset;
 }
 
 }  // namespace descramble_fast::cpu

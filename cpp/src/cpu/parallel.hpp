@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 #include "descramble_fast/context.hpp"
 
@@ -13,14 +12,24 @@ int default_threads();
 /// Threads that a call with this context may use. Throws InvalidArgument for a negative request.
 int threads_of(const Context& context);
 
+/// A callable that is borrowed for the length of a call: no allocation, so nothing that can fail.
+struct Body {
+  const void* object;
+  void (*invoke)(const void* object, std::int64_t index);
+};
+
+void run_parallel(int threads, std::int64_t count, Body body);
+
 /// Runs body(0) ... body(count - 1), each once, on up to `threads` threads including the caller's.
-/// Serial inside another parallel_for. The first exception is rethrown here.
+/// Serial inside another parallel_for. The first exception is rethrown here; the call itself throws
+/// none, so that state half written by bodies that cannot fail is always completed.
 /// What an index computes must not depend on which thread runs it: results are then the same for
 /// every thread count.
-void parallel_for(int threads, std::int64_t count, const std::function<void(std::int64_t)>& body);
-
-/// Forgets the pool in a forked child, whose copies of the workers do not exist. Other state that a
-/// fork leaves locked registers its own reset here.
-void on_fork_in_child(void (*reset)());
+template <class Callable>
+void parallel_for(int threads, std::int64_t count, const Callable& body) {
+  run_parallel(threads, count, {&body, [](const void* object, std::int64_t index) {
+                                  (*static_cast<const Callable*>(object))(index);
+                                }});
+}
 
 }  // namespace descramble_fast::cpu

@@ -1,0 +1,64 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "descramble_fast/covariance.hpp"
+#include "random.hpp"
+
+namespace {
+
+// Allocations that succeed before one fails; negative: all do.
+std::atomic<long> allocations_left{-1};
+
+}  // namespace
+
+void* operator new(std::size_t size) {
+  if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0) throw std::bad_alloc();
+  if (void* const memory = std::malloc(size > 0 ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace descramble_fast {
+namespace {
+
+// Lets the n-th allocation of `change` fail, for every n, until it succeeds; returns the failures.
+template <class Change>
+int expect_all_or_nothing(Change change) {
+  for (int n = 0;; ++n) {
+    Covariance c(70);
+    c.update(testing::gaussian(10, 70, 1).view());
+    const Covariance::State before = c.state();
+    allocations_left = n;
+    bool failed = false;
+    try {
+      change(c);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+    allocations_left = -1;
+    if (!failed) return n;
+    const Covariance::State after = c.state();
+    EXPECT_EQ(after.count, before.count);
+    EXPECT_EQ(after.reference, before.reference);
+    EXPECT_EQ(after.offset, before.offset);
+    EXPECT_EQ(after.packed_scatter, before.packed_scatter);
+  }
+}
+
+TEST(Memory, AnUpdateThatRunsOutOfItChangesNothing) {
+  const Matrix<double> x = testing::gaussian(20000, 70, 2);
+  EXPECT_GT(expect_all_or_nothing([&](Covariance& c) { c.update(x.view()); }), 0);
+}
+
+TEST(Memory, AMergeThatRunsOutOfItChangesNothing) {
+  Covariance other(70);
+  other.update(testing::gaussian(10, 70, 3, 5).view());
+  EXPECT_GT(expect_all_or_nothing([&](Covariance& c) { c.merge(other); }), 0);
+}
+
+}  // namespace
+}  // namespace descramble_fast
