@@ -29,28 +29,41 @@ std::int64_t tile_width(std::int64_t n) {
   return std::clamp<std::int64_t>(ceil_div(ceil_div(n, 4), 16) * 16, 48, 512);
 }
 
+// Column by column, so that the loops over a row vectorise.
 struct SlabStatistics {
-  std::vector<double> sum, partial;
-  double largest = 0;
+  std::vector<double> sum, partial, largest;
   std::int64_t bad_row = -1;
 
-  // Long sums in two levels: their error grows with the rows of a part, not of the batch.
-  void flush() {
-    for (std::size_t j = 0; j < sum.size(); ++j) sum[j] += std::exchange(partial[j], 0.0);
+  explicit SlabStatistics(std::size_t n = 0) : sum(n, 0), partial(n, 0), largest(n, 0) {}
+
+  void add_row(const double* x, const double* reference, double weight) {
+    double* const to = partial.data();
+    double* const top = largest.data();
+    for (std::size_t j = 0; j < partial.size(); ++j) {
+      const double magnitude = std::abs(x[j]);
+      to[j] += weight * (x[j] - reference[j]);
+      top[j] = top[j] < magnitude ? magnitude : top[j];
+    }
+  }
+
+  // Long sums go in two levels: their error grows with the rows of a part, not of the batch. A part
+  // that is not finite holds a number that is not, or numbers too large to be used.
+  bool flush() {
+    bool finite = true;
+    for (std::size_t j = 0; j < sum.size(); ++j) {
+      finite = finite && std::isfinite(partial[j]);
+      sum[j] += std::exchange(partial[j], 0.0);
+    }
+    return finite;
   }
 };
 
-// x * 0 is NaN for NaN and for infinity, 0 otherwise.
-bool add_row(const double* x, const double* reference, double weight, double* sum, std::int64_t n,
-             double& largest) {
-  double spoiled = 0, top = largest;
-  for (std::int64_t j = 0; j < n; ++j) {
-    spoiled += x[j] * 0.0;
-    top = std::max(top, std::abs(x[j]));
-    sum[j] += weight * (x[j] - reference[j]);
-  }
-  largest = top;
-  return spoiled == 0;
+// The first entry of a row that is NaN or infinite; -1: none.
+std::int64_t bad_column(const ArrayView& batch, std::int64_t row) {
+  std::vector<double> x(std::size_t(batch.columns()));
+  widen_row(batch, row, x.data());
+  const auto bad = std::ranges::find_if(x, [](double value) { return !std::isfinite(value); });
+  return bad == x.end() ? -1 : bad - x.begin();
 }
 
 void pack_row(const Side& side, std::int64_t row, double root_weight, double* out) {
@@ -89,19 +102,20 @@ BatchStatistics statistics(const ArrayView& batch, const Rows& rows,
   const std::int64_t slabs = ceil_div(rows.count, slab_rows);
   std::vector<SlabStatistics> parts(static_cast<std::size_t>(slabs));
   parallel_for(threads_for(rows.count * n, context), slabs, [&](std::int64_t s) {
-    SlabStatistics part;
-    part.sum.assign(std::size_t(n), 0);
-    part.partial.assign(std::size_t(n), 0);
+    SlabStatistics part{std::size_t(n)};
     std::vector<double> row(static_cast<std::size_t>(n));
     const std::int64_t end = std::min(rows.count, (s + 1) * slab_rows);
-    for (std::int64_t i = s * slab_rows; i < end && part.bad_row < 0; ++i) {
-      widen_row(batch, rows[i], row.data());
-      if (!add_row(row.data(), reference.data(), rows.weight_of(i), part.partial.data(), n,
-                   part.largest))
-        part.bad_row = rows[i];
-      if ((i + 1) % partial_rows == 0) part.flush();
+    for (std::int64_t first = s * slab_rows; first < end && part.bad_row < 0;
+         first += partial_rows) {
+      const std::int64_t last = std::min(end, first + partial_rows);
+      for (std::int64_t i = first; i < last; ++i) {
+        widen_row(batch, rows[i], row.data());
+        part.add_row(row.data(), reference.data(), rows.weight_of(i));
+      }
+      if (part.flush()) continue;
+      for (std::int64_t i = first; i < last && part.bad_row < 0; ++i)
+        if (bad_column(batch, rows[i]) >= 0) part.bad_row = rows[i];
     }
-    part.flush();
     parts[std::size_t(s)] = std::move(part);
   });
 
@@ -109,14 +123,11 @@ BatchStatistics statistics(const ArrayView& batch, const Rows& rows,
   total.offset.assign(std::size_t(n), 0);
   for (const SlabStatistics& part : parts) {
     if (part.bad_row >= 0) {
-      std::vector<double> row(static_cast<std::size_t>(n));
-      widen_row(batch, part.bad_row, row.data());
-      const auto bad = std::ranges::find_if(row, [](double x) { return !std::isfinite(x); });
       total.bad_row = part.bad_row;
-      total.bad_column = bad - row.begin();
+      total.bad_column = bad_column(batch, part.bad_row);
       return total;
     }
-    total.largest = std::max(total.largest, part.largest);
+    total.largest = std::max(total.largest, std::ranges::max(part.largest));
     for (std::size_t j = 0; j < total.offset.size(); ++j) total.offset[j] += part.sum[j];
   }
   for (double& x : total.offset) x /= rows.weight;
