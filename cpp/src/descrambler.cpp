@@ -114,7 +114,7 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, std:
 
   // The eigensolver's residual, the rounding of its input, which grows like a random walk with the
   // number of samples, what was clipped, and the width of a block within which a gauge may rotate.
-  const double rounding_of_input = (double(n) + std::sqrt(double(samples))) * epsilon * largest;
+  const double rounding_of_input = (2 * double(n) + std::sqrt(double(samples))) * epsilon * largest;
   const double error =
       solved.pairs.residual[std::size_t(solved.item)] + rounding_of_input + std::max(0.0, -lowest);
   const auto l = op.eigenvalues().first(std::size_t(k));
