@@ -63,6 +63,7 @@ py::array_t<T> vector_to_numpy(std::span<const T> values) {
   return py::array_t<T>(py::ssize_t(values.size()), values.data());
 }
 
+void bind_assignment(py::module_& module);
 void bind_context(py::module_& module);
 void bind_covariance(py::module_& module);
 void bind_operators(py::module_& module);

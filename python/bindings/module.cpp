@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, module) {
   python::bind_operators(module);
   python::bind_eigh(module);
   python::bind_descrambler(module);
+  python::bind_assignment(module);
 }

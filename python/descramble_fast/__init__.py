@@ -14,6 +14,7 @@ if find_spec("descramble_fast._core") is None:
 
 from descramble_fast import operators
 from descramble_fast._arrays import Route
+from descramble_fast._assignment import LinearAssignmentResult, linear_assignment
 from descramble_fast._config import cuda_available, set_num_threads, show_config
 from descramble_fast._core import BackendError, __version__
 from descramble_fast._covariance import Covariance, CrossCovariance
@@ -35,6 +36,7 @@ __all__ = [
     "Descrambler",
     "EighResult",
     "Gauge",
+    "LinearAssignmentResult",
     "MatrixDescrambler",
     "Route",
     "SmoothnessDescrambler",
@@ -44,6 +46,7 @@ __all__ = [
     "descramble_many",
     "descramble_weights",
     "eigh",
+    "linear_assignment",
     "operators",
     "set_num_threads",
     "show_config",

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace descramble_fast::cpu {
+
+inline constexpr int scan_lanes = 64;
+
+/// Passes over one contiguous row of costs s c_j with s = 1 or -1; reduced costs are s c_j - v_j in
+/// double precision. Every variant gives the same bits.
+template <class T>
+struct RowScan {
+  /// The least s c_j, and least[j] = min(least[j], s c_j) unless `least` is null. `bad` becomes
+  /// true where some s c_j is NaN or minus infinity.
+  double (*survey)(const T* row, std::int64_t m, double s, double* least, bool* bad);
+  /// out[l] = the least reduced cost of the columns j = l mod scan_lanes, infinity where there are
+  /// none.
+  void (*lane_minima)(const T* row, const double* v, std::int64_t m, double s, double* out);
+  /// Costs and columns whose reduced cost is at most `limit`, the first `capacity` of them in the
+  /// order of columns. Returns their number, or capacity + 1 where there are more.
+  std::int64_t (*collect)(const T* row, const double* v, std::int64_t m, double s, double limit,
+                          double* costs, std::int32_t* columns, std::int64_t capacity);
+};
+
+struct ScanKernels {
+  const char* name;
+  RowScan<float> single;
+  RowScan<double> wide;
+};
+
+/// Those that this processor can run, the slowest first.
+std::span<const ScanKernels* const> scan_variants();
+
+/// The fastest, or the one named by DESCRAMBLE_FAST_SIMD.
+const ScanKernels& scan_kernels();
+
+template <class T>
+const RowScan<T>& row_scan();
+
+}  // namespace descramble_fast::cpu
