@@ -20,6 +20,12 @@ constexpr double largest = std::numeric_limits<double>::max();
 constexpr int levels = 4;
 constexpr std::array<std::int32_t, levels> capacities{32, 96, 224, 512};
 
+constexpr std::int64_t padded(std::int64_t size) {
+  return (size + list_slack - 1) / list_slack * list_slack;
+}
+
+constexpr std::int64_t places(int level) { return capacities[std::size_t(level)] + list_slack; }
+
 // Bidding settles most rows at a few list readings each, but fights for a column can be long; paths
 // then come cheaper. Measured from n = 64 to 4096 on uniform and Gaussian costs.
 std::int64_t bids_per_row(std::int64_t n) { return std::clamp<std::int64_t>(n / 64, 4, 40); }
@@ -58,7 +64,10 @@ class Sum {
 
 template <class T>
 AssignmentSolver<T>::AssignmentSolver(const Context& context)
-    : threads_(threads_of(context)), poll_(context.poll), scan_(row_scan<T>()) {}
+    : threads_(threads_of(context)),
+      poll_(context.poll),
+      scan_(row_scan<T>()),
+      list_scan_(scan_kernels().list) {}
 
 template <class T>
 void AssignmentSolver<T>::poll() {
@@ -91,11 +100,11 @@ std::int64_t AssignmentSolver<T>::survey(AssignmentOutcome& outcome, bool& disti
         bad_row[std::size_t(part)] = i;
         return;
       }
-      double cost;
-      std::int32_t column = 0;
-      scan_.collect(costs_.row(i), zeros.data(), m, costs_.sign, u_[std::size_t(i)], &cost, &column,
-                    1);
-      x_[std::size_t(i)] = column;
+      std::array<double, 1 + list_slack> cost;
+      std::array<std::int32_t, 1 + list_slack> column{};
+      scan_.collect(costs_.row(i), zeros.data(), m, costs_.sign, u_[std::size_t(i)], cost.data(),
+                    column.data(), 1);
+      x_[std::size_t(i)] = column[0];
     }
   });
   for (const std::int64_t i : bad_row)
@@ -150,6 +159,8 @@ void AssignmentSolver<T>::fill(std::int64_t row) {
     count = collect();
   }
   list.size = std::int32_t(std::min(count, capacity));
+  std::fill(costs + list.size, costs + padded(list.size), infinity);
+  std::fill(columns + list.size, columns + padded(list.size), 0);
   list.bound = limit == largest && count <= capacity ? infinity : limit;
 }
 
@@ -159,27 +170,16 @@ void AssignmentSolver<T>::deepen(std::int64_t row) {
   List& list = lists_[std::size_t(row)];
   ++list.level;
   list.begin = std::int64_t(list_costs_.size());
-  const std::size_t size = list_costs_.size() + std::size_t(capacities[std::size_t(list.level)]);
+  const std::size_t size = list_costs_.size() + std::size_t(places(list.level));
   list_costs_.resize(size);
   list_columns_.resize(size);
   fill(row);
 }
 
 template <class T>
-typename AssignmentSolver<T>::Bid AssignmentSolver<T>::bid(const List& list) const {
-  const double* const costs = list_costs_.data() + list.begin;
-  const std::int32_t* const columns = list_columns_.data() + list.begin;
-  Bid out{infinity, infinity, -1, -1};
-  for (std::int64_t q = 0; q < list.size; ++q) {
-    const double x = costs[q] - v_[std::size_t(columns[q])];
-    const bool first = x < out.least;
-    const double loser = first ? out.least : x;
-    out.other = loser < out.second ? (first ? out.best : q) : out.other;
-    out.second = loser < out.second ? loser : out.second;
-    out.best = first ? q : out.best;
-    out.least = first ? x : out.least;
-  }
-  return out;
+Bid AssignmentSolver<T>::bid(const List& list) const {
+  return list_scan_.bid(list_costs_.data() + list.begin, list_columns_.data() + list.begin,
+                        padded(list.size), v_.data());
 }
 
 template <class T>
@@ -213,14 +213,14 @@ std::vector<std::int32_t> AssignmentSolver<T>::reduce_rows() {
           offer = bid(lists_[std::size_t(row)]);
         }
         const List& list = lists_[std::size_t(row)];
-        if (offer.best < 0) {  // none allowed: the search for a path will say so
+        if (offer.least == infinity) {  // none allowed: the search for a path will say so
           later.push_back(std::int32_t(row));
           break;
         }
         const auto column_at = [&](std::int64_t place) {
           return list_columns_[std::size_t(list.begin + place)];
         };
-        std::int64_t place = offer.best, column = column_at(place);
+        std::int64_t place = offer.place, column = column_at(place);
         const double second = std::min(offer.second, list.bound);
         const double lowered = v_[std::size_t(column)] - (second - offer.least);
         const bool lowers = second < infinity && lowered < v_[std::size_t(column)];
@@ -303,11 +303,15 @@ template <class T>
 void AssignmentSolver<T>::relax_list(std::int64_t row) {
   const List& list = lists_[std::size_t(row)];
   const double offset = offset_[std::size_t(row)];
-  for (std::int64_t q = list.begin; q < list.begin + list.size; ++q) {
-    const std::int32_t j = list_columns_[std::size_t(q)];
-    const double cost = list_costs_[std::size_t(q)];
-    relax(row, (cost - v_[std::size_t(j)]) + offset, cost, j);
-  }
+  const double* const costs = list_costs_.data() + list.begin;
+  const std::int32_t* const columns = list_columns_.data() + list.begin;
+  std::array<std::int32_t, capacities.back() + list_slack> place;
+  std::array<double, capacities.back() + list_slack> distance;
+  const std::int64_t count =
+      list_scan_.reach(costs, columns, padded(list.size), v_.data(), offset, nearest_,
+                       distance_.data(), place.data(), distance.data());
+  for (std::size_t q = 0; q < std::size_t(count); ++q)
+    relax(row, distance[q], costs[place[q]], columns[place[q]]);
   if (list.bound + offset < nearest_) push({list.bound + offset, costs_.columns + row});
 }
 
@@ -319,8 +323,8 @@ void AssignmentSolver<T>::relax_all(std::int64_t row) {
   const double slack =
       4 * std::numeric_limits<double>::epsilon() * (std::abs(nearest_) + std::abs(offset));
   const double limit = std::min(nearest_ - offset + slack, largest);
-  wide_costs_.resize(std::size_t(costs_.columns));
-  wide_columns_.resize(std::size_t(costs_.columns));
+  wide_costs_.resize(std::size_t(costs_.columns + list_slack));
+  wide_columns_.resize(std::size_t(costs_.columns + list_slack));
   const std::int64_t count =
       scan_.collect(costs_.row(row), v_.data(), costs_.columns, costs_.sign, limit,
                     wide_costs_.data(), wide_columns_.data(), costs_.columns);
@@ -449,12 +453,12 @@ AssignmentOutcome AssignmentSolver<T>::solve(const Costs<T>& costs,
   std::ranges::fill(y_, -1);
 
   lists_.assign(n, {});
-  list_costs_.resize(n * capacities[0]);
-  list_columns_.resize(n * capacities[0]);
+  list_costs_.resize(n * std::size_t(places(0)));
+  list_columns_.resize(n * std::size_t(places(0)));
   const std::int64_t parts = blocks();
   parallel_for(threads_, parts, [&](std::int64_t part) {
     for (std::int64_t i = costs.rows * part / parts; i < costs.rows * (part + 1) / parts; ++i) {
-      lists_[std::size_t(i)].begin = i * capacities[0];
+      lists_[std::size_t(i)].begin = i * places(0);
       fill(i);
     }
   });

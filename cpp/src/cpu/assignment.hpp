@@ -69,12 +69,6 @@ class AssignmentSolver {
       return distance < other.distance || (distance == other.distance && id < other.id);
     }
   };
-  // The least and second least reduced cost in a list, with their places in it.
-  struct Bid {
-    double least, second;
-    std::int64_t best, other;
-  };
-
   std::int64_t survey(AssignmentOutcome& outcome, bool& distinct);
   void fill(std::int64_t row);
   void deepen(std::int64_t row);
@@ -97,6 +91,7 @@ class AssignmentSolver {
   std::chrono::steady_clock::time_point last_poll_;
   std::int64_t steps_ = 0;
   const RowScan<T>& scan_;
+  const ListScan& list_scan_;
 
   Costs<T> costs_{};
   std::span<std::int64_t> x_;

@@ -18,15 +18,36 @@ struct RowScan {
   /// none.
   void (*lane_minima)(const T* row, const double* v, std::int64_t m, double s, double* out);
   /// Costs and columns whose reduced cost is at most `limit`, the first `capacity` of them in the
-  /// order of columns. Returns their number, or capacity + 1 where there are more.
+  /// order of columns. Returns their number, or capacity + 1 where there are more. The outputs have
+  /// list_slack places more than that, whose contents are lost.
   std::int64_t (*collect)(const T* row, const double* v, std::int64_t m, double s, double limit,
                           double* costs, std::int32_t* columns, std::int64_t capacity);
+};
+
+inline constexpr int list_slack = 8;
+
+/// The least and second least reduced cost in a list, and the first place of the least.
+struct Bid {
+  double least, second;
+  std::int64_t place;
+};
+
+/// Passes over a list of costs and their columns. Its length is a multiple of list_slack: the end
+/// is filled up with infinite costs.
+struct ListScan {
+  Bid (*bid)(const double* costs, const std::int32_t* columns, std::int64_t size, const double* v);
+  /// Places and distances d_q = (costs[q] - v[columns[q]]) + offset of those that are below `limit`
+  /// and below distance[columns[q]]; returns their number.
+  std::int64_t (*reach)(const double* costs, const std::int32_t* columns, std::int64_t size,
+                        const double* v, double offset, double limit, const double* distance,
+                        std::int32_t* places, double* distances);
 };
 
 struct ScanKernels {
   const char* name;
   RowScan<float> single;
   RowScan<double> wide;
+  ListScan list;
 };
 
 /// Those that this processor can run, the slowest first.

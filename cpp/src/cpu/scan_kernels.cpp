@@ -55,19 +55,29 @@ void lane_minima(const T* row, const double* v, std::int64_t m, double s, double
   for (int l = 0; l < scan_lanes; ++l) out[l] = lanes[l];
 }
 
-// Bit l: whether the reduced cost of column l of eight is at most the limit.
 #if defined(__AVX512F__)
-unsigned within(const double* row, const double* v, double s, double limit) {
-  const __m512d x = _mm512_mul_pd(_mm512_set1_pd(s), _mm512_loadu_pd(row));
-  return _mm512_cmp_pd_mask(_mm512_sub_pd(x, _mm512_loadu_pd(v)), _mm512_set1_pd(limit),
-                            _CMP_LE_OQ);
-}
-unsigned within(const float* row, const double* v, double s, double limit) {
-  const __m512d x = _mm512_mul_pd(_mm512_set1_pd(s), _mm512_cvtps_pd(_mm256_loadu_ps(row)));
-  return _mm512_cmp_pd_mask(_mm512_sub_pd(x, _mm512_loadu_pd(v)), _mm512_set1_pd(limit),
-                            _CMP_LE_OQ);
-}
-#elif defined(__AVX2__)
+__m512d load(const double* from) { return _mm512_loadu_pd(from); }
+__m512d load(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
+
+// Writes eight places each time, as many as count; the others are overwritten or lie in the slack.
+template <class T>
+std::int64_t collect(const T* row, const double* v, std::int64_t m, double s, double limit,
+                     double* costs, std::int32_t* columns, std::int64_t capacity) {
+  std::int64_t count = 0, j = 0;
+  __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0);
+  for (; j + 8 <= m; j += 8, places = _mm512_add_epi32(places, _mm512_set1_epi32(8))) {
+    const __m512d x = _mm512_mul_pd(_mm512_set1_pd(s), load(row + j));
+    const __m512d reduced = _mm512_sub_pd(x, _mm512_loadu_pd(v + j));
+    const __mmask8 within = _mm512_cmp_pd_mask(reduced, _mm512_set1_pd(limit), _CMP_LE_OQ);
+    if (within == 0) continue;
+    _mm512_storeu_pd(costs + count, _mm512_maskz_compress_pd(within, x));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(columns + count),
+                        _mm512_castsi512_si256(_mm512_maskz_compress_epi32(within, places)));
+    count += __builtin_popcount(within);
+    if (count > capacity) return capacity + 1;
+  }
+#else
+#if defined(__AVX2__)
 __m256d load(const double* from) { return _mm256_loadu_pd(from); }
 __m256d load(const float* from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
 template <class T>
@@ -101,12 +111,88 @@ std::int64_t collect(const T* row, const double* v, std::int64_t m, double s, do
       costs[count] = s * double(row[column]);
       columns[count++] = std::int32_t(column);
     }
+#endif
   for (; j < m; ++j)
     if (s * double(row[j]) - v[j] <= limit) {
       if (count == capacity) return capacity + 1;
       costs[count] = s * double(row[j]);
       columns[count++] = std::int32_t(j);
     }
+  return count;
+}
+
+#if defined(__AVX512F__)
+__m512d reduced_costs(const double* costs, const std::int32_t* columns, const double* v) {
+  const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns));
+  return _mm512_sub_pd(_mm512_loadu_pd(costs), _mm512_i32gather_pd(at, v, 8));
+}
+
+Bid bid(const double* costs, const std::int32_t* columns, std::int64_t size, const double* v) {
+  __m512d first = _mm512_set1_pd(infinity), second = first;
+  for (std::int64_t q = 0; q < size; q += list_slack) {
+    const __m512d x = reduced_costs(costs + q, columns + q, v);
+    second = _mm512_min_pd(second, _mm512_max_pd(first, x));
+    first = _mm512_min_pd(first, x);
+  }
+  Bid out{_mm512_reduce_min_pd(first), infinity, 0};
+  const __mmask8 least = _mm512_cmp_pd_mask(first, _mm512_set1_pd(out.least), _CMP_EQ_OQ);
+  out.second = (least & (least - 1)) != 0
+                   ? out.least
+                   : _mm512_reduce_min_pd(_mm512_mask_mov_pd(first, least, second));
+  for (; out.place < size; out.place += list_slack) {
+    const __m512d x = reduced_costs(costs + out.place, columns + out.place, v);
+    const __mmask8 here = _mm512_cmp_pd_mask(x, _mm512_set1_pd(out.least), _CMP_EQ_OQ);
+    if (here != 0) {
+      out.place += __builtin_ctz(here);
+      break;
+    }
+  }
+  return out;
+}
+#else
+Bid bid(const double* costs, const std::int32_t* columns, std::int64_t size, const double* v) {
+  Bid out{infinity, infinity, 0};
+  for (std::int64_t q = 0; q < size; ++q) {
+    const double x = costs[q] - v[columns[q]];
+    const bool first = x < out.least;
+    const double loser = first ? out.least : x;
+    out.second = loser < out.second ? loser : out.second;
+    out.place = first ? q : out.place;
+    out.least = first ? x : out.least;
+  }
+  return out;
+}
+#endif
+
+std::int64_t reach(const double* costs, const std::int32_t* columns, std::int64_t size,
+                   const double* v, double offset, double limit, const double* distance,
+                   std::int32_t* places, double* distances) {
+  std::int64_t count = 0;
+  for (std::int64_t q = 0; q < size; q += list_slack) {
+#if defined(__AVX512F__)
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns + q));
+    const __m512d d =
+        _mm512_add_pd(reduced_costs(costs + q, columns + q, v), _mm512_set1_pd(offset));
+    const __mmask8 near = _mm512_cmp_pd_mask(d, _mm512_set1_pd(limit), _CMP_LT_OQ);
+    const __mmask8 nearer = _mm512_mask_cmp_pd_mask(
+        near, d, _mm512_mask_i32gather_pd(d, near, at, distance, 8), _CMP_LT_OQ);
+    double lanes[list_slack];
+    _mm512_storeu_pd(lanes, d);
+    for (unsigned bits = nearer; bits != 0; bits &= bits - 1) {
+      const int l = __builtin_ctz(bits);
+      places[count] = std::int32_t(q + l);
+      distances[count++] = lanes[l];
+    }
+#else
+    for (int l = 0; l < list_slack; ++l) {
+      const std::int32_t j = columns[q + l];
+      const double d = (costs[q + l] - v[j]) + offset;
+      places[count] = std::int32_t(q + l);
+      distances[count] = d;
+      count += d < limit && d < distance[j];
+    }
+#endif
+  }
   return count;
 }
 
@@ -121,6 +207,7 @@ const ScanKernels DESCRAMBLE_FAST_SCAN{
     "baseline",
 #endif
     {survey<float>, lane_minima<float>, collect<float>},
-    {survey<double>, lane_minima<double>, collect<double>}};
+    {survey<double>, lane_minima<double>, collect<double>},
+    {bid, reach}};
 
 }  // namespace descramble_fast::cpu
