@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/convert.hpp"
+#include "descramble_fast/context.hpp"
 #include "descramble_fast/error.hpp"
 #include "descramble_fast/view.hpp"
 #include "message.hpp"
@@ -71,6 +73,21 @@ inline void check_matrix(const char* argument, const ArrayView& a, std::int64_t 
   };
   throw InvalidArgument(message(argument, ": got shape ", shape_text(a), ", expected (",
                                 text(rows, "n"), ", ", text(columns, "m"), ")"));
+}
+
+inline void check_finite(const char* argument, const Matrix<double>& a) {
+  for (std::int64_t i = 0; i < a.rows(); ++i)
+    for (std::int64_t j = 0; j < a.columns(); ++j)
+      if (!std::isfinite(a(i, j)))
+        throw InvalidArgument(message(argument, ": NaN or infinity at row ", i, ", column ", j));
+}
+
+inline Matrix<double> finite_matrix(const char* argument, const ArrayView& a, std::int64_t rows,
+                                    std::int64_t columns, const Context& context) {
+  check_matrix(argument, a, rows, columns);
+  Matrix<double> out = cpu::widen_rows(a, context);
+  check_finite(argument, out);
+  return out;
 }
 
 }  // namespace descramble_fast

@@ -14,37 +14,11 @@
 #include "cpu/parallel.hpp"
 #include "descramble_fast/eigh.hpp"
 #include "message.hpp"
+#include "weights.hpp"
 
 namespace descramble_fast {
 
-namespace {
-
-constexpr double epsilon = std::numeric_limits<double>::epsilon();
-// A second moment kept in float32 has eigenvalues this far below zero, relative to the largest.
-constexpr double rounding_of_moments = 1e-6;
-
-void check_finite(const char* argument, const Matrix<double>& a) {
-  for (std::int64_t i = 0; i < a.rows(); ++i)
-    for (std::int64_t j = 0; j < a.columns(); ++j)
-      if (!std::isfinite(a(i, j)))
-        throw InvalidArgument(message(argument, ": NaN or infinity at row ", i, ", column ", j));
-}
-
-Matrix<double> finite_matrix(const char* argument, const ArrayView& a, std::int64_t rows,
-                             std::int64_t columns, const Context& context) {
-  check_matrix(argument, a, rows, columns);
-  Matrix<double> out = cpu::widen_rows(a, context);
-  check_finite(argument, out);
-  return out;
-}
-
-void check_not_empty(const Matrix<double>& w) {
-  if (w.rows() == 0 || w.columns() == 0)
-    throw InvalidArgument(message("W: got shape (", w.rows(), ", ", w.columns(),
-                                  "), expected at least one row and one column"));
-}
-
-// tr(L C): row r of C L, entry r.
+// Row r of C L, entry r.
 double roughness(const Operator& op, const Matrix<double>& c, const Context& context) {
   constexpr std::int64_t group = 64;
   const std::int64_t n = c.rows();
@@ -58,6 +32,12 @@ double roughness(const Operator& op, const Matrix<double>& c, const Context& con
   }
   return sum;
 }
+
+namespace {
+
+constexpr double epsilon = std::numeric_limits<double>::epsilon();
+// A second moment kept in float32 has eigenvalues this far below zero, relative to the largest.
+constexpr double rounding_of_moments = 1e-6;
 
 std::vector<Block> close_runs(const std::vector<double>& values, double gap) {
   std::vector<Block> runs;
@@ -365,14 +345,11 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
   return Covariance::from_moments(c.view(), ArrayView(mean.data(), {n}), 1);
 }
 
-namespace {
-
-// The columns of W that the diagonal of P W meets, as a square matrix; times 2^-exponent, so that
-// its largest entry lies in [1, 2) and squares neither overflow nor vanish.
-struct SquarePart {
-  Matrix<double> matrix;
-  int exponent = 0;
-};
+void check_not_empty(const Matrix<double>& w) {
+  if (w.rows() == 0 || w.columns() == 0)
+    throw InvalidArgument(message("W: got shape (", w.rows(), ", ", w.columns(),
+                                  "), expected at least one row and one column"));
+}
 
 SquarePart square_part(const ArrayView& weight, const Context& context) {
   const Matrix<double> w = finite_matrix("W", weight, -1, -1, context);
@@ -385,12 +362,13 @@ SquarePart square_part(const ArrayView& weight, const Context& context) {
   return out;
 }
 
-// Undoes the scaling of a criterion of degree 1 or 2.
 double rescaled(double value, int exponent) {
   const double out = std::ldexp(value, exponent);
   if (!std::isfinite(out)) throw InvalidArgument("W: the criterion overflows float64");
   return out;
 }
+
+namespace {
 
 double trace(const Matrix<double>& a) {
   double sum = 0;

@@ -69,5 +69,6 @@ void bind_covariance(py::module_& module);
 void bind_operators(py::module_& module);
 void bind_eigh(py::module_& module);
 void bind_descrambler(py::module_& module);
+void bind_permutation(py::module_& module);
 
 }  // namespace descramble_fast::python

@@ -4,6 +4,7 @@
 #include <pybind11/typing.h>
 
 #include "array.hpp"
+#include "search.hpp"
 
 namespace descramble_fast::python {
 
@@ -31,9 +32,19 @@ Assigned assigned(LinearAssignment result, const ArrayView& cost) {
                         per_problem(result.violation), result.route);
 }
 
+// Columns, cost, initial cost, steps, why it stopped, route.
+using Quadratic =
+    py::typing::Tuple<py::array_t<std::int64_t>, double, double, std::int64_t, py::str, Route>;
+
 }  // namespace
 
 void bind_assignment(py::module_& module) {
+  py::class_<SearchProgress>(module, "SearchProgress")
+      .def_readonly("seconds", &SearchProgress::seconds)
+      .def_readonly("step", &SearchProgress::step)
+      .def_readonly("steps", &SearchProgress::steps)
+      .def_readonly("cost", &SearchProgress::cost);
+
   module.def(
       "linear_assignment",
       [](const py::object& cost, bool maximize, const std::optional<py::object>& initial_duals) {
@@ -48,6 +59,30 @@ void bind_assignment(py::module_& module) {
       },
       py::arg("cost"), py::arg("maximize") = false, py::arg("initial_duals") = py::none(),
       "Columns, cost, row duals, column duals, gap, violation, route.");
+
+  module.def(
+      "quadratic_assignment",
+      [](const py::object& a, const py::object& b, bool maximize,
+         std::vector<std::pair<std::int64_t, std::int64_t>> partial_match,
+         std::optional<std::vector<std::int64_t>> initial, std::uint64_t seed,
+         std::int64_t restarts, std::optional<double> time_limit,
+         const py::object& callback) -> Quadratic {
+        const Array array_a = view_of(a, "A"), array_b = view_of(b, "B");
+        Search search(seed, restarts, time_limit, callback);
+        QuadraticAssignment r;
+        {
+          const py::gil_scoped_release release;
+          r = quadratic_assignment(
+              array_a.view, array_b.view,
+              {maximize, std::move(partial_match), std::move(initial), search.options},
+              search.context());
+        }
+        return py::make_tuple(vector_to_numpy(std::span<const std::int64_t>(r.columns)), r.cost,
+                              r.initial_cost, r.steps, search.stopped(r.stopped), r.route);
+      },
+      py::arg("a"), py::arg("b"), py::arg("maximize"), py::arg("partial_match"), py::arg("initial"),
+      py::arg("seed"), py::arg("restarts"), py::arg("time_limit"), py::arg("callback"),
+      "Columns, cost, initial cost, steps, why it stopped, route.");
 }
 
 }  // namespace descramble_fast::python

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_core, module) {
   python::bind_eigh(module);
   python::bind_descrambler(module);
   python::bind_assignment(module);
+  python::bind_permutation(module);
 }

@@ -14,7 +14,12 @@ if find_spec("descramble_fast._core") is None:
 
 from descramble_fast import operators
 from descramble_fast._arrays import Route
-from descramble_fast._assignment import LinearAssignmentResult, linear_assignment
+from descramble_fast._assignment import (
+    LinearAssignmentResult,
+    QuadraticAssignmentResult,
+    linear_assignment,
+    quadratic_assignment,
+)
 from descramble_fast._config import cuda_available, set_num_threads, show_config
 from descramble_fast._core import BackendError, __version__
 from descramble_fast._covariance import Covariance, CrossCovariance
@@ -25,9 +30,20 @@ from descramble_fast._descramble import (
     SmoothnessDescrambler,
     descramble,
     descramble_many,
-    descramble_weights,
 )
 from descramble_fast._eigh import EighResult, eigh
+from descramble_fast._permutation import (
+    ModeMatch,
+    Permutation,
+    PermutedLayer,
+    SmoothOrder,
+    apply_permutation,
+    descramble_permutation,
+    match_modes,
+    match_neurons,
+    nearest_permutation,
+)
+from descramble_fast._weights import descramble_weights
 
 __all__ = [
     "BackendError",
@@ -38,16 +54,27 @@ __all__ = [
     "Gauge",
     "LinearAssignmentResult",
     "MatrixDescrambler",
+    "ModeMatch",
+    "Permutation",
+    "PermutedLayer",
+    "QuadraticAssignmentResult",
     "Route",
+    "SmoothOrder",
     "SmoothnessDescrambler",
     "__version__",
+    "apply_permutation",
     "cuda_available",
     "descramble",
     "descramble_many",
+    "descramble_permutation",
     "descramble_weights",
     "eigh",
     "linear_assignment",
+    "match_modes",
+    "match_neurons",
+    "nearest_permutation",
     "operators",
+    "quadratic_assignment",
     "set_num_threads",
     "show_config",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, Route, dtype_name
+from descramble_fast._arrays import Array, Kind, Route, dtype_name, integer
+
+Progress = Callable[[_core.SearchProgress], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +83,8 @@ def linear_assignment(
     TypeError
         If `cost` is no array of real numbers.
     ValueError
-        For a shape without two axes; NaN, or an infinity that does not forbid, named by problem, row
-        and column; integers that are too large; a problem without an assignment that avoids the
+        For a shape without two axes; NaN, or an infinity that does not forbid, named by problem,
+        row and column; integers that are too large; a problem without an assignment that avoids the
         forbidden pairs; initial duals of another shape, or not finite.
 
     Examples
@@ -123,3 +126,134 @@ def _floating(cost: Array) -> Array:
             "for which sums are exact; divide them, or convert to float64 and accept rounding"
         )
     return integers.astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticAssignmentResult:
+    """A permutation with a small (or large) quadratic cost.
+
+    Attributes
+    ----------
+    columns : array of int64, (n,)
+        p: row i of A goes with row and column p_i of B.
+    cost : float
+        Σ A_ij B_{p_i p_j}.
+    initial_cost : float
+        The same at `initial`, or at the identity.
+    steps : int
+        Steps of the search that were made.
+    stopped : {"finished", "time_limit", "callback", "interrupted"}
+        Why the search ended.
+    route : Route
+        Device, precision and driver.
+    """
+
+    columns: Array
+    cost: float
+    initial_cost: float
+    steps: int
+    stopped: str
+    route: Route
+
+
+def quadratic_assignment(
+    A: Array,
+    B: Array,
+    *,
+    maximize: bool = False,
+    partial_match: Array | Sequence[tuple[int, int]] | None = None,
+    initial: Array | Sequence[int] | None = None,
+    seed: int = 0,
+    restarts: int = 1,
+    time_limit: float | None = None,
+    callback: Progress | None = None,
+) -> QuadraticAssignmentResult:
+    """Find a permutation p with a small Σ_ij A_ij B_{p_i p_j}.
+
+    Frank and Wolfe's method on doubly stochastic matrices with exact line search (FAQ: Vogelstein
+    et al., PLOS ONE 10, 2015), then robust tabu search on swaps (Taillard, Parallel Computing 17,
+    1991) with O(1) updates of their gains. Where rows and columns of A or B sum to zero, the
+    barycentre that FAQ usually starts from is stationary; a concave shift and another start take
+    its place. A heuristic: the problem is NP-hard.
+
+    Parameters
+    ----------
+    A, B : array, (n, n)
+        Any floating type; symmetric or not. The convention is SciPy's.
+    maximize : bool
+        Find a large value instead.
+    partial_match : array of int or sequence of pairs, (m, 2), optional
+        Pairs (i, p_i) that are given, in any order.
+    initial : array of int or sequence, (n,), optional
+        The permutation that the first restart starts from.
+    seed : int
+        Of the searches' random choices. Without a time limit the answer depends on the arguments
+        alone.
+    restarts : int
+        Independent searches, run in parallel.
+    time_limit : float, optional
+        Seconds, after which the best so far is returned.
+    callback : callable, optional
+        Called between steps with an object of attributes ``seconds``, ``step``, ``steps`` and
+        ``cost`` (the best so far); a true answer stops the search. So does Ctrl-C, and the best so
+        far is returned.
+
+    Returns
+    -------
+    QuadraticAssignmentResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays of other types or shapes, NaN or infinity, a partial match or start that is no
+        (partial) permutation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> A = np.array([[0.0, 3.0, 1.0], [3.0, 0.0, 2.0], [1.0, 2.0, 0.0]])
+    >>> p = [2, 0, 1]
+    >>> B = A[np.ix_(p, p)]
+    >>> r = df.quadratic_assignment(A, B, maximize=True)
+    >>> r.columns.tolist(), r.cost, float(np.sum(A * A))
+    ([1, 2, 0], 28.0, 28.0)
+    """
+    kind = Kind.of(A, B)
+    pairs = [] if partial_match is None else _pairs(partial_match)
+    start = None if initial is None else [integer("initial", p) for p in np.asarray(initial)]
+    columns, cost, initial_cost, steps, stopped, route = _core.quadratic_assignment(
+        A,
+        B,
+        bool(maximize),
+        pairs,
+        start,
+        *search_options(seed, restarts, time_limit, callback),
+    )
+    return QuadraticAssignmentResult(
+        kind.out(columns), cost, initial_cost, steps, stopped, Route._of(route)
+    )
+
+
+def search_options(
+    seed: int, restarts: int | None, time_limit: float | None, callback: Progress | None
+) -> tuple[int, int, float | None, Progress | None]:
+    """Check what bounds a search; restarts of None become 0."""
+    number = integer("seed", seed)
+    if number < 0:
+        raise ValueError(f"seed: got {number}, expected at least 0")
+    count = 0 if restarts is None else integer("restarts", restarts)
+    if restarts is not None and count < 1:
+        raise ValueError(f"restarts: got {count}, expected at least 1")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: got {type(callback).__name__}, expected a callable")
+    return number, count, None if time_limit is None else float(time_limit), callback
+
+
+def _pairs(partial_match: Array | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    pairs = np.asarray(partial_match)
+    if pairs.size == 0:
+        return []
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"partial_match: got shape {pairs.shape}, expected (m, 2)")
+    return [(integer("partial_match", i), integer("partial_match", p)) for i, p in pairs]

@@ -1,4 +1,4 @@
-"""Descramblers of the smoothness, trace and diagonal criteria."""
+"""Orthogonal descramblers, and the smoothness criterion."""
 
 from __future__ import annotations
 
@@ -304,89 +304,6 @@ def descramble_many(
     )
 
 
-def descramble_weights(
-    W: Array,
-    *,
-    criterion: str = "smoothness",
-    bias: Array | None = None,
-    input_second_moment: Array | None = None,
-    input_mean: Array | None = None,
-    operator: Operator | None = None,
-    gauge: str | Array = "canonical",
-    restrict: str = "orthogonal",
-) -> SmoothnessDescrambler | MatrixDescrambler:
-    """Descramble a layer from its weights, without samples.
-
-    Smoothness: with the inputs' second moment Σ the preactivations' is W Σ Wᵀ (plus bias terms), so
-    none need be streamed. Isotropic inputs (Σ = I, the default): U are W's left singular vectors
-    and P W = T S Vᵀ. Trace: max tr(P W), exact (orthogonal Procrustes). Diagonal: max Σ (P W)ᵢᵢ² by
-    generalised power iteration from the trace solution, which climbs monotonically to a stationary
-    point.
-
-    Parameters
-    ----------
-    W : array, (n, m)
-        Row i holds neuron i's weights.
-    criterion : {"smoothness", "trace", "diagonal"}
-        What to optimise.
-    bias : array, (n,), optional
-        Smoothness only.
-    input_second_moment : array, (m, m), optional
-        Uncentred; smoothness only.
-    input_mean : array, (m,), optional
-        Used with a bias; smoothness only.
-    operator, gauge
-        As for `descramble`; smoothness only.
-    restrict : {"orthogonal"}
-        Permutations are not part of this version.
-
-    Returns
-    -------
-    SmoothnessDescrambler or MatrixDescrambler
-
-    Raises
-    ------
-    TypeError, ValueError, BackendError
-        As `descramble`; an argument that the criterion does not use is a ValueError.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import descramble_fast as df
-    >>> W = np.array([[0.0, 2.0], [1.0, 0.0]])
-    >>> df.descramble_weights(W, criterion="trace").transform_weight(W).round(12).tolist()
-    [[1.0, 0.0], [0.0, 2.0]]
-    """
-    if restrict != "orthogonal":
-        raise ValueError(f'restrict: got {restrict!r}, expected "orthogonal" in this version')
-    if criterion == "smoothness":
-        core = _core.preactivation_moment(W, bias, input_second_moment, input_mean)
-        return descramble(Covariance._wrap(core, Kind.of(W)), operator=operator, gauge=gauge)
-    solvers = {"trace": _core.descramble_trace, "diagonal": _core.descramble_diagonal}
-    if criterion not in solvers:
-        raise ValueError(
-            f'criterion: got {criterion!r}, expected "smoothness", "trace" or "diagonal"'
-        )
-    unused = {
-        "bias": bias,
-        "input_second_moment": input_second_moment,
-        "input_mean": input_mean,
-        "operator": operator,
-        "gauge": None if isinstance(gauge, str) and gauge == "canonical" else gauge,
-    }
-    for argument, value in unused.items():
-        if value is not None:
-            raise ValueError(f'{argument}: criterion "{criterion}" does not use it')
-    solved = solvers[criterion](W)
-    return MatrixDescrambler(
-        **_common(solved, criterion),
-        stationarity=solved.stationarity,
-        iterations=solved.iterations,
-        _core=solved,
-        _kind=Kind.of(W),
-    )
-
-
 def _operators_for(
     moments: Sequence[Covariance], operator: Operator | Sequence[Operator] | None
 ) -> list[Operator]:
@@ -404,7 +321,8 @@ def _operators_for(
     return ops
 
 
-def _common(core: _core.Descrambler, criterion: str) -> dict[str, Any]:
+def common_fields(core: _core.Descrambler, criterion: str) -> dict[str, Any]:
+    """Fields that all descramblers share."""
     return {
         "criterion": criterion,
         "cost": core.cost,
@@ -420,7 +338,7 @@ def _smoothness(
 ) -> SmoothnessDescrambler:
     report = core.gauge
     return SmoothnessDescrambler(
-        **_common(core, "smoothness"),
+        **common_fields(core, "smoothness"),
         operator=operator,
         eigenvalues=kind.out(core.eigenvalues()),
         cost_error=core.cost_error,

@@ -48,6 +48,8 @@ class DESCRAMBLE_FAST_EXPORT Operator {
   void synthesize(std::span<double> rows, const Context& context = {}) const;  // z -> T z
 
   struct Impl;
+  /// For the library itself.
+  const Impl& impl() const { return *impl_; }
 
  private:
   explicit Operator(std::shared_ptr<const Impl> impl);

@@ -400,12 +400,14 @@ void each_group(const Operator::Impl& op, std::span<double> rows, const Context&
 
 SharedImpl make_fourier(std::string name, std::int64_t n, const std::vector<double>& frequencies) {
   const auto impl = std::make_shared<Fourier>(n, frequencies);
+  impl->pattern = Operator::Impl::Pattern::circulant;
   impl->name = std::move(name);
   return impl;
 }
 
 SharedImpl make_cosine(std::string name, std::vector<double> eigenvalues) {
   const auto impl = std::make_shared<Cosine>(std::move(eigenvalues));
+  impl->pattern = Operator::Impl::Pattern::reflecting;
   impl->name = std::move(name);
   return impl;
 }

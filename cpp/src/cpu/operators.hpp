@@ -16,6 +16,10 @@ struct Operator::Impl {
   std::string name;
   std::vector<double> eigenvalues;
   std::vector<Block> blocks;
+  /// circulant: L_ij depends on the cyclic distance of i and j alone. reflecting: a power of the
+  /// path's Laplacian.
+  enum class Pattern { general, circulant, reflecting };
+  Pattern pattern = Pattern::general;
   /// Rows that are best transformed together.
   std::int64_t bundle = 4;
 

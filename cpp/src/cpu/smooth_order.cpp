@@ -1,0 +1,285 @@
+#include "cpu/smooth_order.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "cpu/one_tree.hpp"
+#include "cpu/operators.hpp"
+#include "cpu/order.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/quadratic_assignment.hpp"
+#include "cpu/restarts.hpp"
+
+namespace descramble_fast::cpu {
+
+namespace {
+
+using Order = std::vector<std::int64_t>;
+using Pattern = Operator::Impl::Pattern;
+
+// All orders of so many neurons are tried.
+constexpr std::int64_t exhaustive_size = 8;
+constexpr std::int64_t default_restarts = 2;
+constexpr int neighbour_degree = 10;
+constexpr std::int64_t kicks_per_slice = 1024;
+// Tabu steps after the descent of a circulant problem, and the size up to which they pay.
+constexpr std::int64_t tabu_size = 1024;
+
+Matrix<double> dense(const Operator& op, const Context& context) {
+  const std::int64_t n = op.size();
+  Matrix<double> l(n, n, 0);
+  for (std::int64_t i = 0; i < n; ++i) l(i, i) = 1;
+  op.apply(l.values(), context);
+  // Symmetric to the last bit, which the swap search makes use of.
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < i; ++j) l(i, j) = l(j, i) = (l(i, j) + l(j, i)) / 2;
+  return l;
+}
+
+// d_ij = C_ii + C_jj - 2 C_ij.
+Matrix<double> squared_distances(const Matrix<double>& c) {
+  const std::int64_t n = c.rows();
+  Matrix<double> d(n, n);
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < n; ++j)
+      d(i, j) = i == j ? 0 : std::max(0.0, (c(i, i) - c(i, j)) + (c(j, j) - c(i, j)));
+  return d;
+}
+
+// tr(L P C P^T) = sum_i sum_r w_r d(p_i, p_{i+r}) for a circulant L with L 1 = 0.
+std::vector<double> couplings(const Operator& op, const Context& context) {
+  const std::int64_t n = op.size();
+  std::vector<double> row(std::size_t(n), 0), weights;
+  row[0] = 1;
+  op.apply(row, context);
+  const double negligible = 1e-12 * std::abs(row[0]);
+  for (std::int64_t r = 1; 2 * r <= n; ++r) {
+    const double l = row[std::size_t(r)];
+    weights.push_back(std::abs(l) <= negligible ? 0 : 2 * r == n ? -l / 2 : -l);
+  }
+  while (weights.size() > 1 && weights.back() == 0) weights.pop_back();
+  // The differences' weights are multiples of 1/4; the transforms round them.
+  if (weights.size() <= 2)
+    for (double& w : weights) w = std::round(4 * w) / 4;
+  return weights;
+}
+
+double path_or_tour(const Matrix<double>& d, bool periodic, const Order& order) {
+  return order_cost({d, {1}, periodic}, std::vector<int>(order.begin(), order.end()));
+}
+
+Order widened(const std::vector<int>& order) { return {order.begin(), order.end()}; }
+
+OrderSolution by_exhaustion(const Matrix<double>& l, const Matrix<double>& c) {
+  OrderSolution out;
+  out.driver = "every order";
+  Order p(std::size_t(c.rows()));
+  std::iota(p.begin(), p.end(), 0);
+  double least = std::numeric_limits<double>::infinity();
+  do {
+    ++out.steps;
+    const double cost = quadratic_cost(l, c, p);
+    if (cost < least) {
+      least = cost;
+      out.order = p;
+    }
+  } while (std::ranges::next_permutation(p).found);
+  return out;
+}
+
+// Tours and paths of a window of places.
+class WindowRestart : public Restart {
+ public:
+  WindowRestart(const OrderProblem& problem, const Neighbours& neighbours, std::uint64_t seed,
+                std::int64_t kicks)
+      : search_(problem, neighbours, seed), kicks_(kicks) {}
+
+  bool advance(const Context&) override {
+    // The first slice takes the start to its local optimum.
+    const std::int64_t slice = started_ ? std::min(kicks_per_slice, kicks_ - made_) : 0;
+    started_ = true;
+    search_.advance(slice);
+    made_ += slice;
+    return made_ >= kicks_;
+  }
+  double cost() const override { return search_.cost(); }
+  std::int64_t steps() const override { return made_; }
+  Order order() const { return widened(search_.order()); }
+
+ private:
+  OrderSearch search_;
+  std::int64_t kicks_, made_ = 0;
+  bool started_ = false;
+};
+
+// A window of places that resembles a circulant, then swaps under the circulant itself.
+class CirculantRestart final : public WindowRestart {
+ public:
+  CirculantRestart(const OrderProblem& window, const Neighbours& neighbours, std::uint64_t seed,
+                   std::int64_t kicks, const Matrix<double>& l, const Matrix<double>& c)
+      : WindowRestart(window, neighbours, seed, kicks), l_(l), c_(c), seed_(seed) {}
+
+  bool advance(const Context& context) override {
+    const std::int64_t n = c_.rows();
+    if (tabu_) {
+      tabu_->advance(std::clamp<std::int64_t>((std::int64_t(1) << 23) / (n * n), 1, 4096));
+      return tabu_->steps() >= tabu_steps(n);
+    }
+    if (descent_) {
+      if (!descent_->advance(std::clamp<std::int64_t>((1 << 24) / (n * n), 1, n))) return false;
+      if (n > tabu_size) return true;
+      tabu_.emplace(l_, c_, descent_->columns(), n, seed_, context.threads);
+      return false;
+    }
+    if (!WindowRestart::advance(context)) return false;
+    descent_.emplace(l_, c_, WindowRestart::order(), n, context.threads);
+    return false;
+  }
+
+  double cost() const override {
+    return tabu_ ? tabu_->best_cost() : std::numeric_limits<double>::infinity();
+  }
+  std::int64_t steps() const override {
+    return WindowRestart::steps() + (descent_ ? descent_->swaps() : 0) +
+           (tabu_ ? tabu_->steps() : 0);
+  }
+  Order order() const {
+    return tabu_ ? tabu_->best() : descent_ ? descent_->columns() : WindowRestart::order();
+  }
+
+  static std::int64_t tabu_steps(std::int64_t n) {
+    return std::clamp<std::int64_t>((std::int64_t(1) << 28) / (n * n), 200, 20000);
+  }
+
+ private:
+  const Matrix<double>& l_;
+  const Matrix<double>& c_;
+  std::uint64_t seed_;
+  std::optional<SwapDescent> descent_;
+  std::optional<TabuSearch> tabu_;
+};
+
+std::int64_t restarts_of(const SearchOptions& search) {
+  return search.restarts > 0 ? search.restarts : default_restarts;
+}
+
+// The best of the restarts' orders and the given one.
+template <class One, class Cost>
+void take_best(OrderSolution& out, std::int64_t n,
+               const std::vector<std::unique_ptr<Restart>>& restarts, const Cost& cost_of) {
+  out.order.resize(std::size_t(n));
+  std::iota(out.order.begin(), out.order.end(), 0);
+  double least = cost_of(out.order);
+  for (const auto& restart : restarts) {
+    Order order = static_cast<const One&>(*restart).order();
+    const double cost = cost_of(order);
+    if (cost < least) {
+      least = cost;
+      out.order = std::move(order);
+    }
+  }
+}
+
+void run(OrderSolution& out, const std::vector<std::unique_ptr<Restart>>& restarts,
+         std::int64_t planned, double known, const SearchOptions& search, const Context& context) {
+  const RestartsReport report = run_restarts(restarts, planned, known, search, context);
+  out.steps = report.steps;
+  out.stopped = report.stopped;
+}
+
+OrderSolution by_window(OrderProblem problem, const SearchOptions& search, const Context& context) {
+  const std::int64_t n = problem.distance.rows();
+  OrderSolution out;
+  out.driver = problem.periodic ? "tour" : "path";
+  Neighbours neighbours =
+      nearest_neighbours(problem.distance, problem.periodic, neighbour_degree, context);
+  if (problem.weights == std::vector<double>{1}) {
+    OrderSearch first(problem, neighbours, search.seed);
+    first.advance(0);
+    OneTree tree = one_tree(problem.distance, problem.periodic, first.cost(), context);
+    out.tree_bound = tree.bound;
+    neighbours = alpha_neighbours(problem.distance, problem.periodic, tree.potentials,
+                                  neighbour_degree, context);
+    problem.potentials = std::move(tree.potentials);
+  }
+  std::vector<std::unique_ptr<Restart>> restarts;
+  const std::int64_t kicks = default_kicks(problem);
+  Random random(search.seed);
+  for (std::int64_t i = 0; i < restarts_of(search); ++i)
+    restarts.push_back(std::make_unique<WindowRestart>(problem, neighbours, random.next(), kicks));
+  Order given(static_cast<std::size_t>(n));
+  std::iota(given.begin(), given.end(), 0);
+  const auto cost_of = [&](const Order& order) {
+    return order_cost(problem, std::vector<int>(order.begin(), order.end()));
+  };
+  run(out, restarts, kicks * std::int64_t(restarts.size()), cost_of(given), search, context);
+  take_best<WindowRestart>(out, n, restarts, cost_of);
+  return out;
+}
+
+OrderSolution by_circulant(const OrderProblem& window, const Matrix<double>& l,
+                           const Matrix<double>& c, const SearchOptions& search,
+                           const Context& context) {
+  const std::int64_t n = c.rows();
+  OrderSolution out;
+  out.driver = n > tabu_size ? "tour, swap descent" : "tour, swap descent, tabu search";
+  const Neighbours neighbours =
+      nearest_neighbours(window.distance, window.periodic, neighbour_degree, context);
+  std::vector<std::unique_ptr<Restart>> restarts;
+  const std::int64_t kicks = default_kicks(window);
+  Random random(search.seed);
+  for (std::int64_t i = 0; i < restarts_of(search); ++i)
+    restarts.push_back(
+        std::make_unique<CirculantRestart>(window, neighbours, random.next(), kicks, l, c));
+  Order given(static_cast<std::size_t>(n));
+  std::iota(given.begin(), given.end(), 0);
+  const auto cost_of = [&](const Order& order) { return quadratic_cost(l, c, order); };
+  const std::int64_t planned = kicks + (n > tabu_size ? 0 : CirculantRestart::tabu_steps(n));
+  run(out, restarts, planned * std::int64_t(restarts.size()), cost_of(given), search, context);
+  take_best<CirculantRestart>(out, n, restarts, cost_of);
+  return out;
+}
+
+OrderSolution by_quadratic_assignment(Matrix<double> l, const Matrix<double>& c,
+                                      const SearchOptions& search, const Context& context) {
+  const std::int64_t n = c.rows();
+  const QuadraticProblem problem{std::move(l), c.copy(), n};
+  QuadraticSolution solution = solve_quadratic(problem, std::nullopt, search, context);
+  OrderSolution out;
+  out.driver = "quadratic assignment";
+  out.order = std::move(solution.columns);
+  out.steps = solution.steps;
+  out.stopped = solution.stopped;
+  return out;
+}
+
+}  // namespace
+
+OrderSolution smooth_order(const Operator& op, const Matrix<double>& c, const SearchOptions& search,
+                           const Context& context) {
+  const std::int64_t n = op.size();
+  const Pattern pattern = op.impl().pattern;
+  const bool circulant = pattern == Pattern::circulant;
+  std::vector<double> weights;
+  if (circulant) weights = couplings(op, context);
+  // The largest eigenvalue of the path's first difference is below 4; the second difference has its
+  // square.
+  if (pattern == Pattern::reflecting)
+    weights = op.eigenvalues().back() < 4 ? std::vector<double>{1} : std::vector<double>{4, -1};
+  const Matrix<double> d = squared_distances(c);
+  if (n <= exhaustive_size) {
+    OrderSolution out = by_exhaustion(dense(op, context), c);
+    if (n > 2 && weights.size() == 1 && weights[0] == 1)
+      out.tree_bound = one_tree_bound(d, circulant, path_or_tour(d, circulant, out.order), context);
+    return out;
+  }
+  if (weights.size() == 1 || weights.size() == 2)
+    return by_window({d, weights, circulant}, search, context);
+  if (circulant) return by_circulant({d, {4, -1}, true}, dense(op, context), c, search, context);
+  return by_quadratic_assignment(dense(op, context), c, search, context);
+}
+
+}  // namespace descramble_fast::cpu
