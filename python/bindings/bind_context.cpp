@@ -30,9 +30,6 @@ void bind_context(py::module_& module) {
       .def_readonly("dtype", &Route::dtype)
       .def_readonly("driver", &Route::driver)
       .def_readonly("fallbacks", &Route::fallbacks);
-  py::class_<Block>(module, "Block")
-      .def_readonly("begin", &Block::begin)
-      .def_readonly("end", &Block::end);
 
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("threads"));

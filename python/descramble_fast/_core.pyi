@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendError', 'Block', 'Covariance', 'CrossCovariance', 'Descrambler', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SmoothnessDescrambler', 'descramble_diagonal', 'descramble_many', 'descramble_trace', 'eigh', 'lapack_config', 'num_threads', 'preactivation_moment', 'set_num_threads']
+__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'descramble_diagonal', 'descramble_many', 'descramble_permutation', 'descramble_trace', 'eigh', 'lapack_config', 'linear_assignment', 'match_modes', 'match_neurons', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
 class BackendError(RuntimeError):
     pass
 class Route:
@@ -21,13 +21,6 @@ class Route:
         ...
     @property
     def fallbacks(self) -> list[str]:
-        ...
-class Block:
-    @property
-    def begin(self) -> int:
-        ...
-    @property
-    def end(self) -> int:
         ...
 class Covariance:
     @staticmethod
@@ -192,10 +185,27 @@ class MatrixDescrambler(Descrambler):
     @property
     def stationarity(self) -> float:
         ...
+class SearchProgress:
+    @property
+    def cost(self) -> float:
+        ...
+    @property
+    def seconds(self) -> float:
+        ...
+    @property
+    def step(self) -> int:
+        ...
+    @property
+    def steps(self) -> int:
+        ...
 def descramble_diagonal(weight: typing.Any) -> MatrixDescrambler:
     ...
 def descramble_many(covariances: collections.abc.Sequence[Covariance], operators: collections.abc.Sequence[Operator], center: bool, gauge: typing.Any, k: typing.SupportsInt | typing.SupportsIndex | None) -> list[SmoothnessDescrambler]:
     ...
+def descramble_permutation(covariance: Covariance, operator: Operator, seed: typing.SupportsInt | typing.SupportsIndex, restarts: typing.SupportsInt | typing.SupportsIndex, time_limit: typing.SupportsFloat | typing.SupportsIndex | None, callback: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int64], float, float, float, float | None, int, str, Route]:
+    """
+    Permutation, cost, initial cost, bound, tree bound, steps, why it stopped, route.
+    """
 def descramble_trace(weight: typing.Any) -> MatrixDescrambler:
     ...
 def eigh(a: typing.Any, k: typing.SupportsInt | typing.SupportsIndex | None = None) -> tuple[numpy.ndarray, numpy.ndarray, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
@@ -204,10 +214,40 @@ def eigh(a: typing.Any, k: typing.SupportsInt | typing.SupportsIndex | None = No
     """
 def lapack_config() -> str:
     ...
+def linear_assignment(cost: typing.Any, maximize: bool = False, initial_duals: typing.Any | None = None) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
+    """
+    Columns, cost, row duals, column duals, gap, violation, route.
+    """
+def match_modes(descrambler: SmoothnessDescrambler) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float64], float, Route]:
+    """
+    Modes, correlation, score, route.
+    """
+def match_neurons(similarity: typing.Any, signed: bool) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], float, float, float, Route]:
+    """
+    Permutation, signs, cost, initial cost, bound, route.
+    """
+def nearest_permutation(p: typing.Any, signed: bool) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], float, float, float, Route]:
+    """
+    Permutation, signs, cost, initial cost, bound, route.
+    """
 def num_threads() -> int:
     ...
+def output_difference(weight: typing.Any, bias: typing.Any | None, next_weight: typing.Any, other_weight: typing.Any, other_bias: typing.Any | None, other_next_weight: typing.Any) -> float:
+    ...
+def permute_diagonal(weight: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], float, float, float, Route]:
+    """
+    Permutation, signs, cost, initial cost, bound, route.
+    """
+def permute_trace(weight: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], float, float, float, Route]:
+    """
+    Permutation, signs, cost, initial cost, bound, route.
+    """
 def preactivation_moment(weight: typing.Any, bias: typing.Any | None, input_second_moment: typing.Any | None, input_mean: typing.Any | None) -> Covariance:
     ...
+def quadratic_assignment(a: typing.Any, b: typing.Any, maximize: bool, partial_match: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], initial: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None, seed: typing.SupportsInt | typing.SupportsIndex, restarts: typing.SupportsInt | typing.SupportsIndex, time_limit: typing.SupportsFloat | typing.SupportsIndex | None, callback: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int64], float, float, int, str, Route]:
+    """
+    Columns, cost, initial cost, steps, why it stopped, route.
+    """
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
 __version__: str = '0.1.0'

@@ -7,7 +7,11 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,6 +98,13 @@ def test_the_design_names_are_there() -> None:
         "descramble",
         "descramble_many",
         "descramble_weights",
+        "descramble_permutation",
+        "linear_assignment",
+        "quadratic_assignment",
+        "match_modes",
+        "nearest_permutation",
+        "match_neurons",
+        "apply_permutation",
         "eigh",
         "show_config",
         "cuda_available",
@@ -112,6 +123,15 @@ def test_the_design_names_are_there() -> None:
         assert name in df.operators.__all__
     assert issubclass(df.BackendError, RuntimeError)
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", df.__version__)
+
+
+def test_the_checked_in_stub_is_what_the_extension_says(tmp_path: Path) -> None:
+    pytest.importorskip("pybind11_stubgen")
+    command = [sys.executable, "-m", "pybind11_stubgen", "descramble_fast._core", "-o", tmp_path]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    generated = tmp_path / "descramble_fast" / "_core.pyi"
+    checked_in = Path(str(files("descramble_fast") / "_core.pyi"))
+    assert generated.read_text() == checked_in.read_text()
 
 
 def test_configuration_is_printed_or_returned(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,14 +20,24 @@ namespace descramble_fast::cpu {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr std::int64_t panel = 128;
 constexpr std::int64_t threaded_size = 512;
 
 using Columns = std::vector<std::int64_t>;
 
 int threads_for(std::int64_t size, int threads) { return size < threaded_size ? 1 : threads; }
 
-std::int64_t panels(std::int64_t rows) { return (rows + panel - 1) / panel; }
+struct Panel {
+  std::int64_t first, count;
+};
+
+// visit(panel) over rows of a product; fewer panels read the other factor less often.
+template <class Visit>
+void each_panel(std::int64_t rows, int threads, const Visit& visit) {
+  const std::int64_t size = rows < 2048 ? 128 : 256;
+  const SingleBlasThread guard;
+  parallel_for(threads_for(rows, threads), (rows + size - 1) / size,
+               [&](std::int64_t i) { visit(Panel{i * size, std::min(size, rows - i * size)}); });
+}
 
 double largest(const Matrix<double>& a) {
   double out = 0;
@@ -41,9 +51,8 @@ void permuted_product(const Matrix<double>& a, const Columns& p, const Matrix<do
                       std::int64_t inner, double alpha, double beta, Matrix<double>& out,
                       int threads) {
   const std::int64_t m = out.rows();
-  const SingleBlasThread guard;
-  parallel_for(threads_for(m, threads), panels(m), [&](std::int64_t i) {
-    const std::int64_t first = i * panel, count = std::min(panel, m - first);
+  each_panel(m, threads, [&](const Panel& panel) {
+    const auto [first, count] = panel;
     Matrix<double> rows(count, inner);
     for (std::int64_t r = 0; r < count; ++r)
       for (std::int64_t k = 0; k < inner; ++k) rows(r, p[std::size_t(k)]) = a(first + r, k);
@@ -145,9 +154,8 @@ void SwapGains::refresh() {
 
 void SwapGains::flush() {
   const std::int64_t m = free_;
-  const SingleBlasThread guard;
-  parallel_for(threads_for(m, threads_), panels(m), [&](std::int64_t i) {
-    const std::int64_t first = i * panel, count = std::min(panel, m - first);
+  each_panel(m, threads_, [&](const Panel& panel) {
+    const auto [first, count] = panel;
     gemm('T', 'N', count, m, pending_, -1, x_.data() + first, m, y_.data(), m, 1, m_.row(first), m);
   });
   pending_ = 0;
@@ -345,7 +353,6 @@ void TabuSearch::each_chunk(const Visit& visit) {
 
 void TabuSearch::rebuild() {
   const std::int64_t m = gains_.free();
-  gains_.refresh();
   const std::int64_t chunks = (m + chunk_rows - 1) / chunk_rows;
   parallel_for(threads_, chunks, [&](std::int64_t c) {
     std::vector<double> scratch(static_cast<std::size_t>(m));
@@ -453,7 +460,10 @@ void TabuSearch::advance(std::int64_t steps) {
       best_cost_ = cost_;
       best_ = gains_.columns();
     }
-    if (step_ % interval == 0) rebuild();
+    if (step_ % interval == 0) {  // rounding adds up
+      gains_.refresh();
+      rebuild();
+    }
   }
 }
 
@@ -673,7 +683,7 @@ Matrix<double> FrankWolfe::gradient() const {
 
 // As many as a large problem has time for.
 std::int64_t FrankWolfe::steps_per_phase() const {
-  constexpr double operations = 1e12;
+  constexpr double operations = 4e11;
   const double m = double(problem_.free), one = (symmetric_ ? 2 : 4) * m * m * m;
   const bool shifted = full_shift_ != 0;
   const double steps = std::floor(operations / one / (shifted ? double(phases.size()) : 1));
@@ -732,6 +742,7 @@ std::int64_t planned_steps(std::int64_t m) {
   constexpr double pairs_in_all = 1e9, steps_per_place = 8000;
   const double pairs = std::max(1.0, double(m) * double(m - 1) / 2);
   const double steps = std::min(steps_per_place * double(m), pairs_in_all / pairs);
+  if (steps < double(m)) return 0;  // too few to lead anywhere: descent alone
   return std::int64_t(std::ceil(steps / double(searches_per_restart(m))));
 }
 
@@ -762,6 +773,7 @@ class Search {
       best_ = descent_->columns();
       if (!done) return false;
       descent_.reset();
+      if (planned_steps(m) == 0) return true;
       begin_tabu();
     } else {
       const double pairs = std::max(1.0, double(m) * double(m));
