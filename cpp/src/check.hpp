@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/convert.hpp"
+#include "descramble_fast/assignment.hpp"
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/error.hpp"
 #include "descramble_fast/view.hpp"
@@ -47,6 +48,14 @@ inline void check_vector(const char* argument, const ArrayView& a, std::int64_t 
   if (a.rank() != 1 || a.columns() != n)
     throw InvalidArgument(
         message(argument, ": got shape ", shape_text(a), ", expected (", n, ",)"));
+}
+
+inline void check_search(const SearchOptions& search) {
+  if (search.restarts < 0)
+    throw InvalidArgument(message("restarts: got ", search.restarts, ", expected at least 0"));
+  if (search.time_limit && !(*search.time_limit >= 0))
+    throw InvalidArgument(
+        message("time_limit: got ", *search.time_limit, ", expected at least 0 seconds"));
 }
 
 /// Symmetric to the rounding of a float32 matrix.

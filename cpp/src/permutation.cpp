@@ -9,7 +9,7 @@
 #include "check.hpp"
 #include "cpu/linalg.hpp"
 #include "cpu/parallel.hpp"
-#include "cpu/quadratic_assignment.hpp"
+#include "cpu/random.hpp"
 #include "cpu/smooth_order.hpp"
 #include "weights.hpp"
 
@@ -71,14 +71,6 @@ bool ignores_shift(const Operator& op, const Context& context) {
   op.apply(ones, context);
   const double scale = op.eigenvalues().back();
   return std::ranges::all_of(ones, [&](double x) { return std::abs(x) <= 1e-12 * scale; });
-}
-
-void check_search(const SearchOptions& search) {
-  if (search.restarts < 0)
-    throw InvalidArgument(message("restarts: got ", search.restarts, ", expected at least 1"));
-  if (search.time_limit && !(*search.time_limit >= 0))
-    throw InvalidArgument(
-        message("time_limit: got ", *search.time_limit, ", expected at least 0 seconds"));
 }
 
 }  // namespace

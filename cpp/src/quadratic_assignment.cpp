@@ -155,14 +155,6 @@ Columns back_from(const Order& order, const Columns& p) {
   return out;
 }
 
-void check_search(const SearchOptions& search) {
-  if (search.restarts < 0)
-    throw InvalidArgument(message("restarts: got ", search.restarts, ", expected at least 0"));
-  if (search.time_limit && !(*search.time_limit >= 0))
-    throw InvalidArgument(
-        message("time_limit: got ", *search.time_limit, ", expected at least 0 seconds"));
-}
-
 }  // namespace
 
 QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
@@ -205,7 +197,7 @@ QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
   out.initial_cost = cost_of(cpu::quadratic_cost(problem.a, problem.b, start));
   out.steps = solution.steps;
   out.stopped = solution.stopped;
-  out.route.driver = "tabu";
+  out.route.driver = "Frank-Wolfe, tabu search";
   if (!std::isfinite(out.cost) || !std::isfinite(out.initial_cost))
     throw InvalidArgument("A: the cost overflows float64");
   return out;

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from descramble_fast import demo
 
-__all__ = ["draw", "draw_components", "draw_layer"]
+__all__ = ["draw", "draw_components", "draw_layer", "draw_order"]
 
 DPI = 150
 STYLE: Any = {
@@ -43,13 +43,14 @@ def draw(found: demo.Analysis, folder: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        ``layer1.png``, ``layer2.png`` and ``components.png`` in `folder`.
+        ``layer1.png``, ``layer2.png``, ``components.png`` and ``order.png`` in `folder`.
     """
     with matplotlib.rc_context(STYLE):
         figures = {
             "layer1.png": draw_layer(found, 0),
             "layer2.png": draw_layer(found, 1),
             "components.png": draw_components(found),
+            "order.png": draw_order(found),
         }
         paths = [folder / name for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):
@@ -270,6 +271,72 @@ def _products(part: SubFigure, found: demo.Components) -> None:
                 fontsize=8.5,
             )
     part.colorbar(image, ax=panels, label="|inner product|", location="bottom", shrink=0.7)
+
+
+def draw_order(found: demo.Analysis) -> Figure:
+    """W1 and its neurons' distances in the given order and reordered; the control below.
+
+    Parameters
+    ----------
+    found : Analysis
+
+    Returns
+    -------
+    Figure
+    """
+    figure = Figure(figsize=(12, 8.6), layout="constrained")
+    panels, caption = _split(figure, 2, 1, height_ratios=[6.7, 1.9])
+    rows = _split(panels, 2, 1)
+    for row, analysis in zip(rows, (found.trained, found.control), strict=True):
+        row.suptitle(_heading(analysis, found), fontweight="bold", fontsize=12)
+        _order_row(row, analysis.order, found.network.input_axis)
+    legend = (
+        "Left: weights, a row for each neuron; reordered, the same rows stand elsewhere. Right: how "
+        "much the signals W1 x of each two neurons differ, as the root mean square over the samples "
+        "divided by its mean over all pairs. Roughness adds the squares next to the diagonal."
+    )
+    _caption(caption, f"{legend}\n{demo.reading(found)['order']}")
+    return figure
+
+
+def _order_row(row: SubFigure, order: demo.NeuronOrder, axis: demo.Axis) -> None:
+    left, right = _split(row, 1, 2)
+    rms = float(np.sqrt(np.mean(order.raw_weights**2)))
+    panels = left.subplots(1, 2, sharey=True)
+    for panel, matrix, title in zip(
+        panels,
+        (order.raw_weights, order.reordered.W1),
+        (
+            "W1, given order\ndifferences of rows: 1",
+            f"W1, reordered\ndifferences of rows: {order.weights_remaining:.2f}",
+        ),
+        strict=True,
+    ):
+        image = _weights(panel, matrix / rms, axis, upright=True)
+        panel.set_title(title)
+    left.colorbar(image, ax=panels, label="weight / rms", extend="both", pad=0.02)
+    panels[0].set_ylabel("place of neuron")
+    panels[1].set_ylabel("")
+    p = order.permutation
+    squares = right.subplots(1, 2, sharey=True)
+    n = len(p)
+    mean = float(order.distances.sum()) / (n * (n - 1)) or 1.0
+    for panel, distances, title in zip(
+        squares,
+        (order.distances, order.distances[np.ix_(p, p)]),
+        (
+            "signals, given order\nroughness: 1",
+            f"signals, reordered\nroughness: {order.remaining:.2g}",
+        ),
+        strict=True,
+    ):
+        image = panel.imshow(
+            distances / mean, cmap="viridis", vmin=0, vmax=2, interpolation="nearest", aspect="auto"
+        )
+        panel.set_title(title)
+        _name(panel, ("place of neuron", "place of neuron"), upright=True)
+    squares[1].set_ylabel("")
+    right.colorbar(image, ax=squares, label="difference of signals / mean", extend="max", pad=0.02)
 
 
 def _caption(part: SubFigure, text: str) -> None:

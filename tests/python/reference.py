@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise, product
+from itertools import pairwise, permutations, product
 from typing import Any
 
 import numpy as np
@@ -215,6 +215,89 @@ def climb_gauge(
             return max(gain, value)
         value = gain
     return value
+
+
+# Assignments --------------------------------------------------------------------------------------
+
+
+def orders(n: int, k: int | None = None) -> NDArray[np.int64]:
+    """Every ordered choice of k (by default all) of 0 ... n - 1, one a row."""
+    return np.array(list(permutations(range(n), k)), dtype=np.int64).reshape(
+        -1, n if k is None else k
+    )
+
+
+def best_assignment(cost: Array, maximize: bool = False) -> float:
+    """Least (greatest) total of min(n, m) pairs in which no row or column comes twice."""
+    costs = np.asarray(cost, dtype=np.float64)
+    costs = costs if costs.shape[0] <= costs.shape[1] else costs.T
+    totals = costs[np.arange(len(costs)), orders(costs.shape[1], len(costs))].sum(axis=1)
+    return float(totals.max() if maximize else totals.min())
+
+
+def quadratic_cost(A: Array, B: Array, p: Any) -> float:
+    """Σ_ij A_ij B_{p_i p_j}."""
+    places = range(len(A))
+    return float(sum(A[i, j] * B[p[i], p[j]] for i in places for j in places))
+
+
+def quadratic_costs(A: Array, B: Array) -> Array:
+    """Σ_ij A_ij B_{p_i p_j} of every order p, as `orders` lists them."""
+    p = orders(len(A))
+    total = np.zeros(len(p))
+    for i in range(len(A)):
+        for j in range(len(A)):
+            total += A[i, j] * B[p[:, i], p[:, j]]
+    return total
+
+
+# Orders of neurons --------------------------------------------------------------------------------
+
+
+def order_matrix(p: Any) -> Array:
+    """P with P_{i, p_i} = 1."""
+    return np.eye(len(p))[np.asarray(p)]
+
+
+def squared_distances(C: Array) -> Array:
+    """Squared distances C_ii + C_jj - 2 C_ij."""
+    return np.asarray(np.diag(C)[:, None] + np.diag(C)[None, :] - 2 * C)
+
+
+def shortest(d: Array, periodic: bool) -> float:
+    """Length of the shortest tour or path, by Held and Karp's recursion over subsets."""
+    n = len(d)
+    reached = np.full((1 << n, n), np.inf)
+    for i in [0] if periodic else range(n):
+        reached[1 << i, i] = 0
+    for subset in range(1, 1 << n):
+        for i in range(n):
+            if not subset >> i & 1:
+                here = subset | 1 << i
+                reached[here, i] = min(reached[here, i], (reached[subset] + d[:, i]).min())
+    return float((reached[-1] + (d[:, 0] if periodic else 0)).min()) if n > 1 else 0.0
+
+
+def spanning_tree(d: Array) -> float:
+    """Length of the shortest tree that joins all, grown from the first."""
+    near, total = d[0].copy(), 0.0
+    near[0] = np.inf
+    outside = set(range(1, len(d)))
+    while outside:
+        nearest = min(outside, key=lambda i: near[i])
+        total += near[nearest]
+        outside.remove(nearest)
+        near = np.minimum(near, d[nearest])
+    return float(total)
+
+
+def is_turned(order: Any, periodic: bool) -> bool:
+    """Whether an order is 0 ... n - 1 from either end, or, on a ring, from anywhere."""
+    n = len(order)
+    steps = np.diff(np.asarray(order))
+    if periodic:
+        steps = (steps + n // 2) % n - n // 2
+    return bool((steps == 1).all() or (steps == -1).all())
 
 
 # Inputs -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ testing = pytest.importorskip("click.testing", reason="needs the demo extra")
 import descramble_fast as df  # noqa: E402
 from descramble_fast import cli  # noqa: E402
 
-FILES = {"layer1.png", "layer2.png", "components.png", "summary.json"}
+FILES = {"layer1.png", "layer2.png", "components.png", "order.png", "summary.json"}
 
 
 def invoke(*arguments: str | Path) -> testing.Result:
@@ -53,6 +53,10 @@ def test_demo_as_shipped(tmp_path: Path) -> None:
             assert f"{layer['cost']:.4g}" in result.stdout
             assert f"{layer['descrambled']['rel_norm']:.3f}" in result.stdout
             assert f"{layer['held_out']['ratio']:.3f}" in result.stdout
+        order = analysis["order"]
+        for key in ("initial_cost", "cost", "tree_bound", "bound"):
+            assert f"{order[key]:.4g}" in result.stdout
+        assert f"{order['output_difference']:.0e}" in result.stdout
     squeezed = " ".join(result.stdout.split())
     for text in summary["reading"].values():
         assert text in squeezed

@@ -247,6 +247,135 @@ def test_directions_without_signal_are_reported(folder: Path) -> None:
     assert "P W1 is arbitrary: 3 (trained)" in demo.reading(found)["layer1"]
 
 
+# ---------------------------------------------------------------- order of the neurons
+
+
+def outputs(x: Array, weights: demo.Weights) -> Array:
+    return np.asarray(np.tanh(x @ weights.W1.T) @ weights.W2.T)
+
+
+def both(found: demo.Analysis) -> list[tuple[demo.NetworkAnalysis, demo.Weights]]:
+    return [
+        (found.trained, found.network.trained),
+        (found.control, found.network.control),
+    ]
+
+
+def test_reordered_neurons_leave_the_outputs_unchanged(found: demo.Analysis) -> None:
+    x = shipped_samples()
+    for analysis, weights in both(found):
+        order = analysis.order
+        assert sorted(order.permutation) == list(range(80))
+        assert not np.array_equal(order.permutation, np.arange(80))
+        np.testing.assert_array_equal(order.raw_weights, weights.W1)
+        np.testing.assert_array_equal(order.reordered.W1, weights.W1[order.permutation])
+        np.testing.assert_array_equal(order.reordered.W2, weights.W2[:, order.permutation])
+        before, after = outputs(x, weights), outputs(x, order.reordered)
+        difference = np.abs(after - before).max() / np.abs(before).max()
+        assert difference <= 1e-14
+        assert analysis.output_difference == pytest.approx(difference, rel=1, abs=1e-15)
+
+
+def test_a_wrong_order_of_the_next_layer_shows(found: demo.Analysis) -> None:
+    """The comparison of outputs would see a permutation that only one of the layers got."""
+    orders = [analysis.order for analysis, _ in both(found)]
+    wrong = [
+        dataclasses.replace(
+            order, reordered=dataclasses.replace(order.reordered, W2=weights.W2.copy())
+        )
+        for order, (_, weights) in zip(orders, both(found), strict=True)
+    ]
+    batches = list(demo.open_samples().batches(1000))
+    assert max(demo.order.output_differences(found.network, orders, batches)) <= 1e-14
+    broken = demo.order.output_differences(found.network, wrong, batches)
+    assert min(broken) > 1e-3
+    text = demo.reading(
+        dataclasses.replace(
+            found, control=dataclasses.replace(found.control, output_difference=broken[1])
+        )
+    )["order"]
+    assert "changed by more than rounding" in text
+
+
+def test_roughness_of_the_order_by_brute_force(found: demo.Analysis) -> None:
+    """Mean over the samples of the squared differences of neighbours, and its bounds."""
+    x = shipped_samples()
+    for analysis, weights in both(found):
+        order = analysis.order
+        S = x @ weights.W1.T
+        for signals, cost in ((S, order.initial_cost), (S[:, order.permutation], order.cost)):
+            steps = (np.diff(signals, axis=1) ** 2).sum(axis=1).mean()
+            assert cost == pytest.approx(steps, rel=1e-3)
+        assert 0 < order.bound <= order.tree_bound <= order.cost * (1 + 1e-9)
+        assert order.cost < 0.5 * order.initial_cost
+        assert order.remaining == order.cost / order.initial_cost
+        assert order.least_of_orthogonal <= order.least_of_orders <= order.remaining * (1 + 1e-9)
+        # The search is as good as the bound can tell.
+        assert order.cost <= 1.01 * order.tree_bound
+        difference = S[:, :, None] - S[:, None, :][:, :, :5]
+        root = np.sqrt((difference**2).mean(axis=0))
+        np.testing.assert_allclose(order.distances[:, :5], root, rtol=1e-3, atol=1e-3)
+        c = np.linalg.eigvalsh(S.T @ S)
+        assert order.leading_share == pytest.approx(c[-1] / c.sum(), rel=1e-3)
+        rows = [(np.diff(W, axis=0) ** 2).sum() for W in (order.raw_weights, order.reordered.W1)]
+        assert order.weights_remaining == pytest.approx(rows[1] / rows[0])
+
+
+def test_a_shuffled_layer_is_put_back(folder: Path) -> None:
+    """Neurons that sample the input in turn, shuffled, return to their order or its reverse."""
+    t = np.linspace(0, 8, 20)
+    W1 = np.exp(-((np.arange(9) - t[:, None]) ** 2))
+    shuffle = np.random.default_rng(2).permutation(20)
+    np.savez(folder / "turn.npz", W1=W1[shuffle], W2=np.random.default_rng(3).normal(size=(5, 20)))
+    np.save(folder / "noise.npy", np.random.default_rng(4).normal(size=(5000, 9)))
+    found = demo.analyse(
+        demo.load_network(folder / "turn.npz"), demo.open_samples(folder / "noise.npy")
+    )
+    put_back = shuffle[found.trained.order.permutation]
+    assert np.all(np.diff(put_back) == 1) or np.all(np.diff(put_back) == -1)
+    assert found.trained.output_difference <= 1e-14
+
+
+def test_words_about_the_order_follow_from_the_numbers(found: demo.Analysis) -> None:
+    text = demo.reading(found)["order"]
+    assert "unchanged to rounding" in text
+    for analysis, _ in both(found):
+        assert f"{analysis.output_difference:.0e}" in text
+        assert f"{analysis.order.remaining:.2g}" in text
+        assert f"{analysis.order.least_of_orders:.2g}" in text
+        assert f"{analysis.order.weights_remaining:.2f}" in text
+    # The control's signals are put in order more easily than the trained network's: said so.
+    assert found.control.order.remaining < found.trained.order.remaining
+    assert "The control does even better, so signals in order are no evidence" in text
+    swapped = dataclasses.replace(found, trained=found.control, control=found.trained)
+    text = demo.reading(swapped)["order"]
+    assert "The control's signals are harder to put in order." in text
+    assert "order of W1's rows is no evidence of learning" in text
+
+
+def test_figure_of_the_order(found: demo.Analysis, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the demo extra")
+    from descramble_fast import plot
+
+    paths = plot.draw(found, tmp_path)
+    assert {path.name for path in paths} >= {"order.png", "layer1.png"}
+    assert (tmp_path / "order.png").read_bytes().startswith(b"\x89PNG")
+    figure = plot.draw_order(found)
+    axes = [axis for row in figure.subfigs[0].subfigs for axis in _panels(row)]
+    images = [np.asarray(axis.images[0].get_array()) for axis in axes if axis.images]
+    assert len(images) == 8
+    for (analysis, _), row in zip(both(found), (images[:4], images[4:]), strict=True):
+        order, p = analysis.order, analysis.order.permutation
+        np.testing.assert_array_equal(row[0][p], row[1])
+        np.testing.assert_array_equal(row[2][np.ix_(p, p)], row[3])
+        assert row[0].shape == order.raw_weights.shape
+
+
+def _panels(row: Any) -> list[Any]:
+    """Axes of a row of subfigures, colour bars left out, from left to right."""
+    return [axis for part in row.subfigs for axis in part.axes if axis.get_label() != "<colorbar>"]
+
+
 # ---------------------------------------------------------------- controls and words
 
 
@@ -296,6 +425,12 @@ def test_summary_is_json_without_paths(folder: Path) -> None:
         for layer in analysis["layers"]:
             assert layer["cost"] < layer["initial_cost"]
             assert "raw_weights" not in layer
+        order = analysis["order"]
+        assert sorted(order["permutation"]) == list(range(6))
+        assert order["bound"] <= order["tree_bound"] <= order["cost"] * (1 + 1e-9)
+        assert order["cost"] <= order["initial_cost"]
+        assert 0 <= order["output_difference"] <= 1e-14
+        assert order["remaining"] == order["cost"] / order["initial_cost"]
 
 
 # ---------------------------------------------------------------- files that cannot be used

@@ -17,7 +17,7 @@ struct AssignmentOptions {
   bool maximize = false;
   /// Column duals of an earlier, similar problem, (..., m), for square problems: a start, not a
   /// constraint.
-  std::optional<ArrayView> initial_duals;
+  std::optional<ArrayView> initial_duals = {};
 };
 
 /// Optimal assignments of a batch, with the duals that prove them.
@@ -70,9 +70,9 @@ struct SearchOptions {
   /// Independent starts, run in parallel; 0 leaves the number to the search.
   std::int64_t restarts = 0;
   /// Seconds.
-  std::optional<double> time_limit;
+  std::optional<double> time_limit = {};
   /// Called from the calling thread between steps; true stops the search with the best so far.
-  std::function<bool(const SearchProgress&)> progress;
+  std::function<bool(const SearchProgress&)> progress = {};
 };
 
 struct QuadraticAssignmentOptions {

@@ -27,10 +27,11 @@ constexpr std::int64_t padded(std::int64_t size) {
 constexpr std::int64_t places(int level) { return capacities[std::size_t(level)] + list_slack; }
 
 // Bidding settles most rows at a few list readings each, but fights for a column can be long; paths
-// then come cheaper. Measured from n = 64 to 4096 on uniform and Gaussian costs.
-std::int64_t bids_per_row(std::int64_t n) { return std::clamp<std::int64_t>(n / 64, 4, 40); }
-
-constexpr int bidding_rounds = 4;
+// then come cheaper. A path takes some n/3 readings, each about as long as four bids: bidding goes
+// on while it settles one row in n bids.
+constexpr std::int64_t rounds_between_looks = 2;
+constexpr std::int64_t settled_between_looks = 2;
+constexpr int bidding_rounds = 8;
 
 // Elements below which threads cost more than they bring.
 constexpr std::int64_t threaded_work = 1 << 17;
@@ -195,15 +196,20 @@ template <class T>
 std::vector<std::int32_t> AssignmentSolver<T>::reduce_rows() {
   std::vector<std::int32_t> free(std::size_t(costs_.rows)), later;
   for (std::size_t i = 0; i < free.size(); ++i) free[i] = std::int32_t(i);
-  std::int64_t bids = 0;
-  const std::int64_t most = bids_per_row(costs_.rows) * costs_.rows;
-  for (int round = 0; round < bidding_rounds && !free.empty() && bids < most; ++round) {
+  std::int64_t bids = 0, left_before = costs_.rows;
+  bool worthwhile = true;
+  for (int round = 0; round < bidding_rounds && !free.empty() && worthwhile; ++round) {
     later.clear();
     for (std::size_t next = 0; next < free.size(); ++next) {
       std::int64_t row = free[next];
       while (row >= 0) {
         poll();
-        if (++bids > most) {
+        if (++bids % (rounds_between_looks * costs_.rows) == 0) {
+          const std::int64_t left = std::int64_t(later.size() + free.size() - next);
+          worthwhile = left <= left_before - settled_between_looks;
+          left_before = left;
+        }
+        if (!worthwhile) {
           later.push_back(std::int32_t(row));
           break;
         }

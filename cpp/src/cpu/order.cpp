@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cpu/parallel.hpp"
+#include "cpu/random.hpp"
 
 namespace descramble_fast::cpu {
 
@@ -23,25 +24,6 @@ class OrderSearch::Impl {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
-
-// SplitMix64 (Steele, Lea and Flood).
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-
-  /// Uniform in [0, bound), to 2^-32.
-  int below(int bound) { return int(((next() >> 32) * std::uint64_t(bound)) >> 32); }
-
- private:
-  std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-
-  std::uint64_t state_;
-};
 
 // Distances of the nodes and, for paths, of the gap, with the nodes' prices.
 class Lengths {
@@ -871,7 +853,9 @@ std::vector<int> OrderSearch::order() const { return impl_->order(); }
 
 std::int64_t default_kicks(const OrderProblem& problem) {
   const std::int64_t n = problem.distance.rows();
-  return n * std::clamp<std::int64_t>(40'000 / std::max<std::int64_t>(n, 1), 10, 40);
+  const std::int64_t each = std::clamp<std::int64_t>(20'000 / std::max<std::int64_t>(n, 1), 5, 40);
+  const bool tour = problem.weights.size() == 1 || problem.weights[0] == 0;
+  return n * (tour ? each : each / 4);  // a kick in a window costs many times as much
 }
 
 }  // namespace descramble_fast::cpu

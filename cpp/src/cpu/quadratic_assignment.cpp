@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -14,6 +13,7 @@
 #include "cpu/lapack.hpp"
 #include "cpu/linalg.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/restarts.hpp"
 
 namespace descramble_fast::cpu {
 
@@ -113,14 +113,6 @@ double quadratic_cost(const Matrix<double>& a, const Matrix<double>& b, const Co
 }
 
 // SplitMix64.
-std::uint64_t Random::next() {
-  state_ += 0x9e3779b97f4a7c15u;
-  std::uint64_t x = state_;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
 SwapGains::SwapGains(const Matrix<double>& a, const Matrix<double>& b, Columns columns,
                      std::int64_t free, int threads)
     : a_(a),
@@ -748,7 +740,7 @@ std::int64_t planned_steps(std::int64_t m) {
 
 // One start, and what is made of it: Frank-Wolfe steps, then descent where the problem is large,
 // then tabu search.
-class Search {
+class Search final : public Restart {
  public:
   /// The first start is the barycentre, where that is of use.
   Search(const QuadraticProblem& problem, const std::optional<Columns>& initial, bool first,
@@ -757,8 +749,7 @@ class Search {
     if (initial) begin_search(*initial);
   }
 
-  // One piece of work; true when there is none left.
-  bool advance(const Context& context) {
+  bool advance(const Context& context) override {
     const std::int64_t m = problem_.free;
     if (best_.empty()) {
       if (!faq_) {
@@ -786,7 +777,11 @@ class Search {
   }
 
   const Columns& best() const { return best_; }
-  std::int64_t steps() const { return tabu_ ? tabu_->steps() : 0; }
+  std::int64_t steps() const override { return tabu_ ? tabu_->steps() : 0; }
+  double cost() const override {
+    if (best_.empty()) return infinity;
+    return tabu_ ? tabu_->best_cost() : quadratic_cost(problem_.a, problem_.b, best_);
+  }
 
  private:
   void begin_search(Columns start) {
@@ -817,7 +812,6 @@ class Search {
 QuadraticSolution solve_quadratic(const QuadraticProblem& problem,
                                   const std::optional<Columns>& initial,
                                   const SearchOptions& search, const Context& context) {
-  const auto began = std::chrono::steady_clock::now();
   const std::int64_t m = problem.free, n = problem.a.rows();
   QuadraticSolution out;
   out.columns.resize(std::size_t(n));
@@ -828,41 +822,22 @@ QuadraticSolution solve_quadratic(const QuadraticProblem& problem,
   const int threads = threads_of(context);
   const std::int64_t count = std::max<std::int64_t>(1, search.restarts) * searches_per_restart(m);
   Random random(search.seed);
-  std::vector<std::unique_ptr<Search>> searches;
+  std::vector<std::unique_ptr<Restart>> searches;
   for (std::int64_t i = 0; i < count; ++i)
     searches.push_back(std::make_unique<Search>(problem, i == 0 ? initial : std::nullopt, i == 0,
                                                 random.next(), threads));
-  // Only the calling thread may poll.
-  const Context inner{count == 1 ? threads : 1, count == 1 ? context.poll : nullptr};
-  double best = quadratic_cost(problem.a, problem.b, out.columns);
-  std::vector<char> done(std::size_t(count), 0);
-  const auto take_best = [&] {
-    out.steps = 0;
-    for (const auto& one : searches) {
-      out.steps += one->steps();
-      if (one->best().empty()) continue;
-      const double cost = quadratic_cost(problem.a, problem.b, one->best());
-      if (cost < best) {
-        best = cost;
-        out.columns = one->best();
-      }
-    }
-  };
-  while (std::ranges::count(done, 0) > 0) {
-    if (context.poll) context.poll();
-    parallel_for(threads, count, [&](std::int64_t i) {
-      if (!done[std::size_t(i)]) done[std::size_t(i)] = searches[std::size_t(i)]->advance(inner);
-    });
-    take_best();
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
-    if (search.progress &&
-        search.progress({passed.count(), out.steps, count * planned_steps(m), best})) {
-      out.stopped = Stopped::callback;
-      break;
-    }
-    if (search.time_limit && passed.count() >= *search.time_limit && std::ranges::count(done, 0)) {
-      out.stopped = Stopped::time_limit;
-      break;
+  double least = quadratic_cost(problem.a, problem.b, out.columns);
+  const RestartsReport report =
+      run_restarts(searches, count * planned_steps(m), least, search, context);
+  out.steps = report.steps;
+  out.stopped = report.stopped;
+  for (const auto& one : searches) {
+    const Columns& found = static_cast<const Search&>(*one).best();
+    if (found.empty()) continue;
+    const double cost = quadratic_cost(problem.a, problem.b, found);
+    if (cost < least) {
+      least = cost;
+      out.columns = found;
     }
   }
   return out;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/random.hpp"
 #include "descramble_fast/assignment.hpp"
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/view.hpp"
@@ -16,20 +17,6 @@ bool is_symmetric(const Matrix<double>& a);
 /// sum_ij A_ij B_{p_i p_j}.
 double quadratic_cost(const Matrix<double>& a, const Matrix<double>& b,
                       const std::vector<std::int64_t>& columns);
-
-/// Portable, unlike the distributions of the standard library.
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next();
-  /// In [0, 1).
-  double uniform() { return double(next() >> 11) * 0x1p-53; }
-  /// In [0, bound).
-  std::int64_t below(std::int64_t bound) { return std::int64_t(uniform() * double(bound)); }
-
- private:
-  std::uint64_t state_;
-};
 
 /// What every swap of two of the first `free` places would add to sum_ij A_ij B_{p_i p_j}.
 ///
@@ -167,7 +154,7 @@ class TabuSearch {
   std::int64_t step_ = 0;
 };
 
-/// The problem with the free places first: see solve_quadratic.
+/// The problem with the free places first.
 struct QuadraticProblem {
   /// Minimise sum_ij A_ij B_{p_i p_j} where p_i = i from `free` on.
   Matrix<double> a, b;

@@ -19,6 +19,7 @@ from descramble_fast.demo.files import (
     Samples,
     Weights,
 )
+from descramble_fast.demo.order import NeuronOrder, find_order, output_differences
 
 Progress: TypeAlias = Callable[[Iterable[Matrix]], Iterable[Matrix]]
 
@@ -258,11 +259,25 @@ class Components:
 
 @dataclass(frozen=True)
 class NetworkAnalysis:
-    """What was found for one network."""
+    """What was found for one network.
+
+    Attributes
+    ----------
+    name : str
+    layers : tuple of Layer
+    components : Components
+    order : NeuronOrder
+        Of layer 1's neurons.
+    output_difference : float
+        Largest difference of the network's outputs on the samples, before g, from those with its
+        neurons reordered, relative to the largest output.
+    """
 
     name: str
     layers: tuple[Layer, Layer]
     components: Components
+    order: NeuronOrder
+    output_difference: float
 
 
 @dataclass(frozen=True)
@@ -457,6 +472,8 @@ def analyse(
 ) -> Analysis:
     """Stream the samples through a network and its control, descramble and measure.
 
+    A second pass compares the outputs of both with those of their reordered selves.
+
     Parameters
     ----------
     network : Network
@@ -464,7 +481,7 @@ def analyse(
     batch_size : int
         Rows that are in memory at a time.
     progress : callable
-        Wraps the iterable of batches, e.g. with a progress bar.
+        Wraps the iterable of batches, e.g. with a progress bar; called for each pass.
 
     Returns
     -------
@@ -488,16 +505,23 @@ def analyse(
             f"{samples.file}: {samples.tensor} has shape {samples.shape}, expected (N, {expected}) "
             f"to fit W1 of shape {network.trained.W1.shape} in {network.file}"
         )
+    both = (network.trained, network.control)
+    moments = _stream(network, samples, batch_size, progress)
+    orders = [
+        find_order(weights, _merged(moment.before))
+        for weights, moment in zip(both, moments, strict=True)
+    ]
+    differences = output_differences(network, orders, progress(samples.batches(batch_size)))
     found = [
         NetworkAnalysis(
             weights.name,
-            (_first_layer(weights, moments), _second_layer(weights, moments)),
-            _components(weights, moments.output),
+            (_first_layer(weights, moment), _second_layer(weights, moment)),
+            _components(weights, moment.output),
+            order,
+            difference,
         )
-        for weights, moments in zip(
-            (network.trained, network.control),
-            _stream(network, samples, batch_size, progress),
-            strict=True,
+        for weights, moment, order, difference in zip(
+            both, moments, orders, differences, strict=True
         )
     ]
     return Analysis(network, samples, batch_size, found[0], found[1])

@@ -8,6 +8,9 @@ from typing import Any
 
 import descramble_fast as df
 from descramble_fast.demo.analysis import Analysis, Components, Layer, NetworkAnalysis, band
+from descramble_fast.demo.order import NeuronOrder
+
+ROUNDING = 1e-12  # of outputs in double precision, relative to the largest
 
 
 def reading(analysis: Analysis) -> dict[str, str]:
@@ -20,13 +23,14 @@ def reading(analysis: Analysis) -> dict[str, str]:
     Returns
     -------
     dict
-        One text each for ``layer1``, ``layer2`` and ``components``.
+        One text each for ``layer1``, ``layer2``, ``components`` and ``order``.
     """
     first, second = zip(analysis.trained.layers, analysis.control.layers, strict=True)
     return {
         "layer1": _layer_reading(*first, "W1", "P W1"),
         "layer2": _layer_reading(*second, "W2", "W2 Pᵀ"),
         "components": _component_reading(analysis.trained.components, analysis.control.components),
+        "order": _order_reading(analysis.trained, analysis.control),
     }
 
 
@@ -105,6 +109,65 @@ def _component_verdict(trained: Components, control: Components) -> str:
     return "The cosines match better, so Chebyshev polynomials are not singled out."
 
 
+def _order_reading(trained: NetworkAnalysis, control: NetworkAnalysis) -> str:
+    t, c = trained.name, control.name
+    first, second = trained.order, control.order
+    sentences = [
+        _output_verdict(trained, control),
+        f"Signals: reordering leaves {first.remaining:.2g} of the roughness of W1 x in the given "
+        f"order ({t}), {second.remaining:.2g} ({c}); no order leaves less than "
+        f"{first.least_of_orders:.2g} and {second.least_of_orders:.2g}, no orthogonal matrix less "
+        f"than {first.least_of_orthogonal:.2g} and {second.least_of_orthogonal:.2g}.",
+        _order_verdict(first, second),
+        f"Weights: the squared differences of neighbouring rows of W1 fall to "
+        f"{first.weights_remaining:.2f} ({t}), {second.weights_remaining:.2f} ({c}) of what they "
+        "were.",
+        _row_verdict(first, second),
+    ]
+    return " ".join(sentences)
+
+
+def _output_verdict(trained: NetworkAnalysis, control: NetworkAnalysis) -> str:
+    pair = trained.output_difference, control.output_difference
+    same = "unchanged to rounding" if max(pair) <= ROUNDING else "changed by more than rounding"
+    return (
+        f"Outputs: {same}; the largest difference on the samples is {pair[0]:.0e} of the largest "
+        f"output ({trained.name}), {pair[1]:.0e} ({control.name})."
+    )
+
+
+def _order_verdict(trained: NeuronOrder, control: NeuronOrder) -> str:
+    if control.remaining > 1.25 * trained.remaining:
+        return "The control's signals are harder to put in order."
+    better = control.remaining < 0.8 * trained.remaining
+    text = (
+        f"The control does {'even better' if better else 'as well'}, so signals in order are no "
+        "evidence of learning."
+    )
+    if control.leading_share > 0.9:
+        text += (
+            f" Its signals are nearly one signal times a factor for each neuron "
+            f"({control.leading_share:.0%} of their energy lies in one component, "
+            f"{trained.leading_share:.0%} in the {trained.network} network), and are merely sorted "
+            "by that factor."
+        )
+    return text
+
+
+def _row_verdict(trained: NeuronOrder, control: NeuronOrder) -> str:
+    """Rows count only as far as they become more alike than the control's."""
+    if control.weights_remaining <= trained.weights_remaining + 0.05:
+        return "The control does as well, so the order of W1's rows is no evidence of learning."
+    if control.weights_remaining <= 0.9:
+        return "The control falls as well: only the difference can be due to learning."
+    return (
+        "Neighbours in the control read the input no more alike than before: only the "
+        f"{trained.network} network's rows form groups."
+        if trained.weights_remaining <= 0.9
+        else "Neighbours read the input hardly more alike than before."
+    )
+
+
 def summary(analysis: Analysis) -> dict[str, Any]:
     """All numbers, the configuration and the network's metadata; fit for JSON.
 
@@ -148,6 +211,7 @@ def _numbers(found: NetworkAnalysis) -> dict[str, Any]:
     return {
         "network": found.name,
         "layers": [_layer_numbers(layer) for layer in found.layers],
+        "order": {**_order_numbers(found.order), "output_difference": found.output_difference},
         "components": {
             "shares": components.shares.tolist(),
             "chebyshev": components.chebyshev.tolist(),
@@ -167,3 +231,20 @@ def _layer_numbers(layer: Layer) -> dict[str, Any]:
     numbers["held_out"]["ratio"] = layer.held_out.ratio
     numbers["held_out"]["remaining"] = layer.held_out.remaining
     return numbers
+
+
+def _order_numbers(order: NeuronOrder) -> dict[str, Any]:
+    return {
+        "operator": order.operator,
+        "permutation": order.permutation.tolist(),
+        "initial_cost": order.initial_cost,
+        "cost": order.cost,
+        "bound": order.bound,
+        "tree_bound": order.tree_bound,
+        "remaining": order.remaining,
+        "least_of_orders": order.least_of_orders,
+        "least_of_orthogonal": order.least_of_orthogonal,
+        "weights_remaining": order.weights_remaining,
+        "leading_share": order.leading_share,
+        "milliseconds": order.milliseconds,
+    }
