@@ -20,15 +20,6 @@ RestartsReport run_restarts(std::span<const std::unique_ptr<Restart>> restarts,
   std::vector<char> done(restarts.size(), 0);
   while (std::ranges::count(done, 0) > 0) {
     if (context.poll) context.poll();
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
-    if (search.progress && search.progress({passed.count(), report.steps, planned, best})) {
-      report.stopped = Stopped::callback;
-      break;
-    }
-    if (search.time_limit && passed.count() >= *search.time_limit) {
-      report.stopped = Stopped::time_limit;
-      break;
-    }
     parallel_for(threads, count, [&](std::int64_t i) {
       char& over = done[std::size_t(i)];
       if (!over) over = restarts[std::size_t(i)]->advance(inner);
@@ -38,10 +29,14 @@ RestartsReport run_restarts(std::span<const std::unique_ptr<Restart>> restarts,
       report.steps += restart->steps();
       best = std::min(best, restart->cost());
     }
-  }
-  if (search.progress && report.stopped == Stopped::finished) {
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
-    search.progress({passed.count(), report.steps, planned, best});
+    const bool stop =
+        search.progress && search.progress({passed.count(), report.steps, planned, best});
+    if (std::ranges::count(done, 0) == 0) break;
+    if (stop) report.stopped = Stopped::callback;
+    if (!stop && search.time_limit && passed.count() >= *search.time_limit)
+      report.stopped = Stopped::time_limit;
+    if (report.stopped != Stopped::finished) break;
   }
   return report;
 }

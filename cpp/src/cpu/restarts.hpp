@@ -28,9 +28,9 @@ struct RestartsReport {
   Stopped stopped = Stopped::finished;
 };
 
-/// Advances all in turn, in parallel, until they are over, or time or the caller ends them. Between
-/// slices the caller is polled and told of `planned` steps and the best cost, of which `known` is a
-/// first bound.
+/// Advances all in parallel, each by one slice at a time and by one at least, until they are over,
+/// or time or the caller ends them. Between slices the caller is polled and told of the steps made
+/// and `planned` and of the best cost, `known` at first.
 RestartsReport run_restarts(std::span<const std::unique_ptr<Restart>> restarts,
                             std::int64_t planned, double known, const SearchOptions& search,
                             const Context& context);

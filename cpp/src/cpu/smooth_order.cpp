@@ -129,7 +129,7 @@ class CirculantRestart final : public WindowRestart {
       return tabu_->steps() >= tabu_steps(n);
     }
     if (descent_) {
-      if (!descent_->advance(std::clamp<std::int64_t>((1 << 24) / (n * n), 1, n))) return false;
+      if (!descent_->advance(std::clamp<std::int64_t>((1 << 27) / (n * n), 8, n))) return false;
       if (n > tabu_size) return true;
       tabu_.emplace(l_, c_, descent_->columns(), n, seed_, context.threads);
       return false;
