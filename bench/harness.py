@@ -15,6 +15,7 @@ for _variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.resources
 import json
@@ -197,6 +198,13 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def optional(module: str) -> Any:
+    """Import a competitor, or return None where it is not installed."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(module)
+    return None
 
 
 def cpu_name() -> str:

@@ -201,7 +201,8 @@ void solve_batch(const ArrayView& cost, const AssignmentOptions& options,
                     {x, u, v},
                     options.maximize ? -1.0 : 1.0};
     outcomes[std::size_t(b)] = solve(solver, item, fallbacks[std::size_t(b)]);
-    for (std::size_t j = 0; j < partners.size(); ++j) out.columns(b, partners[j]) = std::int64_t(j);
+    for (std::size_t j = 0; j < partners.size(); ++j)
+      if (partners[j] >= 0) out.columns(b, partners[j]) = std::int64_t(j);  // none where infeasible
   };
 
   if (batch < threads) {

@@ -25,12 +25,13 @@ double diagonal_sum(const Matrix<double>& a) {
 
 // max sum_i gain(i, q_i) over places i and neurons q_i.
 Permutation assigned(const Matrix<double>& gain, const Context& context) {
-  const LinearAssignment r = linear_assignment(gain.view(), {.maximize = true}, context);
+  const LinearAssignment r =
+      linear_assignment(gain.view(), {.maximize = true, .initial_duals = {}}, context);
   Permutation out;
   out.permutation.assign(r.columns.data(), r.columns.data() + r.columns.columns());
   out.cost = r.cost[0];
   out.initial_cost = diagonal_sum(gain);
-  out.bound = r.cost[0] - r.gap[0];
+  out.bound = r.cost[0] + r.gap[0];  // the sum of the duals
   out.route = r.route;
   return out;
 }

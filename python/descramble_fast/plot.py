@@ -291,9 +291,10 @@ def draw_order(found: demo.Analysis) -> Figure:
         row.suptitle(_heading(analysis, found), fontweight="bold", fontsize=12)
         _order_row(row, analysis.order, found.network.input_axis)
     legend = (
-        "Left: weights, a row for each neuron; reordered, the same rows stand elsewhere. Right: how "
-        "much the signals W1 x of each two neurons differ, as the root mean square over the samples "
-        "divided by its mean over all pairs. Roughness adds the squares next to the diagonal."
+        "Left: weights, a row for each neuron; reordered, the same rows stand elsewhere. Right: "
+        "how much the signals W1 x of each two neurons differ, as the root mean square over the "
+        "samples divided by its mean over all pairs. Roughness adds the squares next to the "
+        "diagonal."
     )
     _caption(caption, f"{legend}\n{demo.reading(found)['order']}")
     return figure

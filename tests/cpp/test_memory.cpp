@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>
 
+#include "descramble_fast/assignment.hpp"
 #include "descramble_fast/covariance.hpp"
 #include "random.hpp"
 
@@ -61,6 +63,27 @@ TEST(Memory, AMergeThatRunsOutOfItChangesNothing) {
   Covariance other(70);
   other.update(testing::gaussian(10, 70, 3, 5).view());
   EXPECT_GT(expect_all_or_nothing([&](Covariance& c) { c.merge(other); }), 0);
+}
+
+TEST(Memory, AnAssignmentThatRunsOutOfItSaysSo) {
+  const Matrix<double> wide = testing::gaussian(20, 30, 4), tall = testing::gaussian(30, 20, 4);
+  for (const Matrix<double>* cost : {&wide, &tall}) {
+    const LinearAssignment expected = linear_assignment(cost->view());
+    int failures = 0;
+    for (bool failed = true; failed; ++failures) {
+      allocations_left = failures;
+      try {
+        const LinearAssignment r = linear_assignment(cost->view());
+        allocations_left = -1;
+        failed = false;
+        EXPECT_TRUE(std::ranges::equal(r.columns.values(), expected.columns.values()));
+        EXPECT_EQ(r.cost, expected.cost);
+      } catch (const std::bad_alloc&) {
+        allocations_left = -1;
+      }
+    }
+    EXPECT_GT(failures, 10);
+  }
 }
 
 }  // namespace

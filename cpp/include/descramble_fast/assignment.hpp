@@ -44,8 +44,9 @@ struct LinearAssignment {
 /// checked against its duals. Integers up to 2^53/n in magnitude have a gap of exactly 0. Among
 /// equal optima the answer depends on the costs and the initial duals alone.
 ///
-/// Takes O(n^2 m) in the worst case; beside the costs, about 40 (n + m) bytes and 600 bytes a row;
-/// a copy of the costs where their last axis is not contiguous, or where n > m.
+/// Takes O(n^2 m) in the worst case; beside the costs, some 100 (n + m) bytes and 500 bytes a row,
+/// up to 10 kB for rows whose cheapest columns are much in demand; a copy of the costs where their
+/// last axis is not contiguous, or where n > m.
 ///
 /// Throws InvalidArgument: shape; NaN or an infinity of the other sign, with its place; no
 /// assignment without a forbidden pair, with the row; initial duals that are not finite.
