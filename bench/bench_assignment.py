@@ -16,7 +16,6 @@ import harness
 from harness import Measurement, Method, duration, require, times, verdict
 
 import math
-import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -155,20 +154,6 @@ def peer_solvers(dtype: str) -> dict[str, Solver]:
     return {name: found[name] for name in reversed(PEERS) if name in found}
 
 
-def capped(run: Callable[[], Any], seconds: float) -> tuple[float, Any] | None:
-    """Time one run in a forked process, or None when it takes longer than `seconds`."""
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: send.send(harness.timed(run)))
-    process.start()
-    # The margin covers starting the process and sending the answer back.
-    result = receive.recv() if receive.poll(seconds + 1) else None
-    if result is None:
-        process.kill()
-    process.join()
-    return result if result is None or result[0] <= seconds else None
-
-
 # ---------------------------------------------------------------------------------- cells
 
 
@@ -258,7 +243,9 @@ def first_runs(
         # A peer far slower than one that has finished cannot be the fastest: no need to wait.
         patience = min(LIMIT, max(5.0, 4 * min(seconds.values()))) if seconds else LIMIT
         run = bind(solve, costs)
-        runs = [harness.timed(run) for _ in range(3)] if n < LARGE else [capped(run, patience)]
+        runs = (
+            [harness.timed(run) for _ in range(3)] if n < LARGE else [harness.capped(run, patience)]
+        )
         best = min((timed for timed in runs if timed), key=lambda timed: timed[0], default=None)
         if best is None:
             lost.append(Row(name, None, None, 0, None, None, f"> {patience:.0f} s"))

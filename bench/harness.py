@@ -19,6 +19,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
@@ -163,6 +164,20 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     result = run()
     elapsed = time.perf_counter() - start
     return getattr(result, "seconds", elapsed), result
+
+
+def capped(run: Callable[[], Any], seconds: float) -> tuple[float, Any] | None:
+    """Time one run in a forked process, or None when it takes longer than `seconds`."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: send.send(timed(run)))
+    process.start()
+    # The margin covers starting the process and sending the answer back.
+    result = receive.recv() if receive.poll(seconds + 1) else None
+    if result is None:
+        process.kill()
+    process.join()
+    return result if result is None or result[0] <= seconds else None
 
 
 def measure(methods: Sequence[Method], rounds: int, warm_up: bool = True) -> list[Measurement]:

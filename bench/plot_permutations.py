@@ -201,7 +201,7 @@ def draw_fourier(axes: Axes, problems: list[dict[str, Any]]) -> None:
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
-    right = max(row["cost"] / p["initial"] for p in problems for row in p["rows"])
+    right = max(row["cost"] / p["initial"] for p in problems for row in p["rows"] if row["cost"])
     axes.set_xlim(0, 1.35 * right)
     axes.set(xlabel="cost / cost of the given order", title="Fourier, order 2: cost (and time)")
 

@@ -115,6 +115,8 @@ def _floating(cost: Array) -> Array:
     """Integers and booleans as the narrowest floating numbers that hold them and their sums."""
     if getattr(getattr(cost, "dtype", None), "kind", "") == "f":
         return cost  # NumPy's names take longer than a small problem
+    if isinstance(cost, np.ma.MaskedArray):
+        return cost  # to be refused: its mask must not be lost in a copy
     name = dtype_name(cost)
     if name != "bool" and not name.startswith(("int", "uint")):
         return cost

@@ -127,7 +127,7 @@ def descramble_permutation(
     d_ij = C_ii + C_jj - 2 C_ij wherever L·1 = 0. For first differences that is a
     travelling-salesman tour or path, for second differences one with a window of three places, for
     Fourier operators a dense circulant; other operators are general quadratic assignments. Local
-    search from several starts; up to n = 8 every order is tried. A permutation commutes with
+    search from several starts; up to n = 9 every order is tried. A permutation commutes with
     elementwise activations, so the order can be written back into the network
     (:func:`apply_permutation`).
 

@@ -382,9 +382,10 @@ def test_an_infeasible_problem_is_named_with_its_row(maximize: bool, dtype: Any)
         )
     with pytest.raises(ValueError, match=r"cost: infeasible: row \d cannot"):
         df.linear_assignment(np.full((3, 4), never, dtype=dtype), maximize=maximize)
-    # Two rows that both need the one column: Hall's condition fails though no row is empty.
-    crowded = np.where(np.arange(3)[None, :] == np.array([[1], [0], [1]]), 1.0, never)
-    with pytest.raises(ValueError, match=r"cost: infeasible: row [02] cannot"):
+    # Three rows share two columns: Hall's condition fails though no row and no column is empty.
+    crowded = np.full((4, 4), 1.0)
+    crowded[:3, 2:] = never
+    with pytest.raises(ValueError, match=r"cost: infeasible: row [012] cannot"):
         df.linear_assignment(crowded.astype(dtype), maximize=maximize)
 
 

@@ -33,6 +33,10 @@ constexpr std::int64_t rounds_between_looks = 2;
 constexpr std::int64_t settled_between_looks = 2;
 constexpr int bidding_rounds = 8;
 
+// A search whose heap outgrows this many times the columns, by ways that shorter ones replace, is
+// one of those that whole rows settle faster; so are those after it.
+constexpr std::int64_t crowded = 2;
+
 // Elements below which threads cost more than they bring.
 constexpr std::int64_t threaded_work = 1 << 17;
 
@@ -354,9 +358,10 @@ void AssignmentSolver<T>::expand(std::int64_t row, double distance) {
     relax_list(row);
 }
 
-// One shortest path from a free row to a free column, and the duals that go with it.
+// A search among few columns at a time, on the lists; nothing where so many ways are tried that
+// whole rows are cheaper.
 template <class T>
-bool AssignmentSolver<T>::augment(std::int64_t row) {
+bool AssignmentSolver<T>::search_lists(std::int64_t row) {
   heap_.clear();
   reached_.clear();
   scanned_.clear();
@@ -364,7 +369,8 @@ bool AssignmentSolver<T>::augment(std::int64_t row) {
   nearest_column_ = -1;
   offset_[std::size_t(row)] = 0;
   relax_list(row);
-  while (!heap_.empty()) {
+  const std::size_t most = std::size_t(crowded * costs_.columns);
+  while (!heap_.empty() && heap_.size() <= most) {
     const Node top = pop();
     if (!(top.distance < nearest_)) break;
     poll();
@@ -382,6 +388,51 @@ bool AssignmentSolver<T>::augment(std::int64_t row) {
     relax_list(std::int64_t(i));
   }
   for (const std::int64_t j : reached_) distance_[std::size_t(j)] = infinity;
+  return heap_.size() <= most;
+}
+
+// The same search on whole rows.
+template <class T>
+void AssignmentSolver<T>::search_rows(std::int64_t row) {
+  const std::int64_t m = costs_.columns;
+  scanned_.clear();
+  nearest_column_ = -1;
+  row_parent_.resize(std::size_t(m));
+  double offset = 0;
+  for (std::int64_t i = row;;) {
+    poll();
+    const double lowest = scan_.relax(costs_.row(i), v_.data(), m, costs_.sign, offset, double(i),
+                                      distance_.data(), row_parent_.data());
+    if (lowest == infinity) break;
+    const auto first = std::ranges::find(distance_, lowest);
+    const std::int64_t column = first - distance_.begin();
+    const std::size_t j = std::size_t(column);
+    if (y_[j] < 0) {
+      nearest_ = lowest;
+      nearest_column_ = column;
+      break;
+    }
+    distance_[j] = -infinity;
+    scanned_.push_back({lowest, column});
+    i = y_[j];
+    offset = lowest - (matched_cost_[std::size_t(i)] - v_[j]);
+  }
+  std::ranges::fill(distance_, infinity);
+  if (nearest_column_ < 0) return;
+  for (std::int64_t j = nearest_column_;;) {
+    const std::int64_t i = std::int64_t(row_parent_[std::size_t(j)]);
+    parent_[std::size_t(j)] = std::int32_t(i);
+    path_cost_[std::size_t(j)] = costs_.sign * double(costs_.row(i)[j]);
+    if (i == row) return;
+    j = x_[std::size_t(i)];
+  }
+}
+
+// One shortest path from a free row to a free column, and the duals that go with it.
+template <class T>
+bool AssignmentSolver<T>::augment(std::int64_t row) {
+  by_rows_ = by_rows_ || !search_lists(row);
+  if (by_rows_) search_rows(row);
   if (nearest_column_ < 0) return false;
   for (const Node& column : scanned_) v_[std::size_t(column.id)] += column.distance - nearest_;
   for (std::int64_t j = nearest_column_;;) {
@@ -469,6 +520,7 @@ AssignmentOutcome AssignmentSolver<T>::solve(const Costs<T>& costs,
     }
   });
 
+  by_rows_ = false;
   distance_.assign(m, infinity);
   path_cost_.resize(m);
   parent_.resize(m);

@@ -75,6 +75,8 @@ class AssignmentSolver {
   Bid bid(const List& list) const;
   std::vector<std::int32_t> reduce_rows();
   bool augment(std::int64_t row);
+  bool search_lists(std::int64_t row);
+  void search_rows(std::int64_t row);
   void relax(std::int64_t row, double distance, double cost, std::int64_t column);
   void relax_list(std::int64_t row);
   void relax_all(std::int64_t row);
@@ -103,7 +105,8 @@ class AssignmentSolver {
   std::vector<std::int32_t> list_columns_;
 
   // Of one search for a shortest path; distances are infinite between searches.
-  std::vector<double> distance_, path_cost_, offset_;
+  bool by_rows_ = false;
+  std::vector<double> distance_, path_cost_, offset_, row_parent_;
   std::vector<std::int32_t> parent_;
   std::vector<std::int64_t> reached_;
   std::vector<Node> scanned_, heap_;

@@ -852,10 +852,12 @@ double OrderSearch::cost() const { return impl_->cost(); }
 std::vector<int> OrderSearch::order() const { return impl_->order(); }
 
 std::int64_t default_kicks(const OrderProblem& problem) {
+  constexpr std::int64_t fewest = 1000;  // a matter of milliseconds
   const std::int64_t n = problem.distance.rows();
   const std::int64_t each = std::clamp<std::int64_t>(20'000 / std::max<std::int64_t>(n, 1), 5, 40);
   const bool tour = problem.weights.size() == 1 || problem.weights[0] == 0;
-  return n * (tour ? each : each / 4);  // a kick in a window costs many times as much
+  // A kick in a window costs many times as much.
+  return std::max(fewest, n * (tour ? each : each / 4));
 }
 
 }  // namespace descramble_fast::cpu

@@ -723,8 +723,9 @@ Columns FrankWolfe::rounded(const Context& context) const {
 
 namespace {
 
-constexpr double pairs_per_slice = 1 << 24;
+constexpr double pairs_per_slice = 1 << 20;
 constexpr std::int64_t large = 256;
+constexpr std::int64_t descent_rows = 8;
 
 // Several short searches find more than a long one; a large problem has no time for them.
 std::int64_t searches_per_restart(std::int64_t m) { return m < large ? 4 : 1; }
@@ -760,7 +761,7 @@ class Search final : public Restart {
       begin_search(faq_->rounded(context));
       faq_.reset();
     } else if (descent_) {
-      const bool done = descent_->advance(m / 4);
+      const bool done = descent_->advance(descent_rows);
       best_ = descent_->columns();
       if (!done) return false;
       descent_.reset();

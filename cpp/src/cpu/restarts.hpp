@@ -11,8 +11,8 @@
 
 namespace descramble_fast::cpu {
 
-/// One of several independent searches, advanced in slices short enough for a waiting user. What it
-/// finds must not depend on how the others fare.
+/// One of several independent searches, advanced in slices of a few milliseconds. What it finds
+/// must depend neither on how the others fare nor on the clock.
 class Restart {
  public:
   virtual ~Restart() = default;
@@ -28,9 +28,10 @@ struct RestartsReport {
   Stopped stopped = Stopped::finished;
 };
 
-/// Advances all in parallel, each by one slice at a time and by one at least, until they are over,
-/// or time or the caller ends them. Between slices the caller is polled and told of the steps made
-/// and `planned` and of the best cost, `known` at first.
+/// Advances the restarts, as many at a time as there are threads and each by one slice at least,
+/// until they are over, or time or the caller ends them. Between rounds of slices the caller is
+/// polled and told of the steps made and `planned` and of the best cost, `known` at first. Restarts
+/// that were not begun have no answer.
 RestartsReport run_restarts(std::span<const std::unique_ptr<Restart>> restarts,
                             std::int64_t planned, double known, const SearchOptions& search,
                             const Context& context);

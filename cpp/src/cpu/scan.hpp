@@ -22,6 +22,10 @@ struct RowScan {
   /// list_slack places more than that, whose contents are lost.
   std::int64_t (*collect)(const T* row, const double* v, std::int64_t m, double s, double limit,
                           double* costs, std::int32_t* columns, std::int64_t capacity);
+  /// For d_j = (s c_j - v_j) + offset below distance[j]: distance[j] = d_j and parent[j] = label.
+  /// Returns the least distance[j] that is not minus infinity.
+  double (*relax)(const T* row, const double* v, std::int64_t m, double s, double offset,
+                  double label, double* distance, double* parent);
 };
 
 inline constexpr int list_slack = 8;

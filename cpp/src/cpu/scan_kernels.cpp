@@ -55,6 +55,35 @@ void lane_minima(const T* row, const double* v, std::int64_t m, double s, double
   for (int l = 0; l < scan_lanes; ++l) out[l] = lanes[l];
 }
 
+// Parents are doubles, as wide as distances, so that both are selected by one mask.
+template <class T>
+double relax(const T* row, const double* v, std::int64_t m, double s, double offset, double label,
+             double* distance, double* parent) {
+  constexpr int width = 16;
+  double lanes[width];
+  for (double& lane : lanes) lane = infinity;
+  std::int64_t j = 0;
+  for (; j + width <= m; j += width)
+    for (int l = 0; l < width; ++l) {
+      const double d = (s * double(row[j + l]) - v[j + l]) + offset, old = distance[j + l];
+      const double nearer = d < old ? d : old, open = nearer > -infinity ? nearer : infinity;
+      parent[j + l] = d < old ? label : parent[j + l];
+      distance[j + l] = nearer;
+      lanes[l] = open < lanes[l] ? open : lanes[l];
+    }
+  double lowest = infinity;
+  for (; j < m; ++j) {
+    const double d = (s * double(row[j]) - v[j]) + offset;
+    if (d < distance[j]) {
+      distance[j] = d;
+      parent[j] = label;
+    }
+    if (distance[j] > -infinity && distance[j] < lowest) lowest = distance[j];
+  }
+  for (const double lane : lanes) lowest = lane < lowest ? lane : lowest;
+  return lowest;
+}
+
 #if defined(__AVX512F__)
 __m512d load(const double* from) { return _mm512_loadu_pd(from); }
 __m512d load(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
@@ -206,8 +235,8 @@ const ScanKernels DESCRAMBLE_FAST_SCAN{
 #else
     "baseline",
 #endif
-    {survey<float>, lane_minima<float>, collect<float>},
-    {survey<double>, lane_minima<double>, collect<double>},
+    {survey<float>, lane_minima<float>, collect<float>, relax<float>},
+    {survey<double>, lane_minima<double>, collect<double>, relax<double>},
     {bid, reach}};
 
 }  // namespace descramble_fast::cpu

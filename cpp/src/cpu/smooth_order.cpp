@@ -21,12 +21,14 @@ using Order = std::vector<std::int64_t>;
 using Pattern = Operator::Impl::Pattern;
 
 // All orders of so many neurons are tried.
-constexpr std::int64_t exhaustive_size = 8;
-constexpr std::int64_t default_restarts = 2;
+constexpr std::int64_t exhaustive_size = 9;
+// More starts where they are cheap.
+constexpr std::int64_t small_size = 256, small_restarts = 4, large_restarts = 2;
 constexpr int tour_degree = 5, window_degree = 6;
-constexpr std::int64_t kicks_per_slice = 1024;
+constexpr std::int64_t kicks_per_slice = 16;
 // Tabu steps after the descent of a circulant problem, and the size up to which they pay.
 constexpr std::int64_t tabu_size = 1024;
+constexpr std::int64_t descent_rows = 8;
 
 Matrix<double> dense(const Operator& op, const Context& context) {
   const std::int64_t n = op.size();
@@ -105,9 +107,12 @@ class WindowRestart : public Restart {
     made_ += slice;
     return made_ >= kicks_;
   }
-  double cost() const override { return search_.cost(); }
+  double cost() const override {
+    return started_ ? search_.cost() : std::numeric_limits<double>::infinity();
+  }
   std::int64_t steps() const override { return made_; }
-  Order order() const { return widened(search_.order()); }
+  /// Empty before the first slice.
+  Order order() const { return started_ ? widened(search_.order()) : Order(); }
 
  private:
   OrderSearch search_;
@@ -125,11 +130,12 @@ class CirculantRestart final : public WindowRestart {
   bool advance(const Context& context) override {
     const std::int64_t n = c_.rows();
     if (tabu_) {
-      tabu_->advance(std::clamp<std::int64_t>((std::int64_t(1) << 23) / (n * n), 1, 4096));
+      const std::int64_t slice = std::clamp<std::int64_t>((1 << 20) / (n * n), 1, 4096);
+      tabu_->advance(std::min(slice, tabu_steps(n) - tabu_->steps()));
       return tabu_->steps() >= tabu_steps(n);
     }
     if (descent_) {
-      if (!descent_->advance(std::clamp<std::int64_t>((1 << 27) / (n * n), 8, n))) return false;
+      if (!descent_->advance(descent_rows)) return false;
       if (n > tabu_size) return true;
       tabu_.emplace(l_, c_, descent_->columns(), n, seed_, context.threads);
       return false;
@@ -151,7 +157,7 @@ class CirculantRestart final : public WindowRestart {
   }
 
   static std::int64_t tabu_steps(std::int64_t n) {
-    return std::clamp<std::int64_t>((std::int64_t(1) << 28) / (n * n), 200, 20000);
+    return std::clamp<std::int64_t>((std::int64_t(1) << 28) / (n * n), 200, 200'000);
   }
 
  private:
@@ -162,8 +168,9 @@ class CirculantRestart final : public WindowRestart {
   std::optional<TabuSearch> tabu_;
 };
 
-std::int64_t restarts_of(const SearchOptions& search) {
-  return search.restarts > 0 ? search.restarts : default_restarts;
+std::int64_t restarts_of(const SearchOptions& search, std::int64_t n) {
+  if (search.restarts > 0) return search.restarts;
+  return n < small_size ? small_restarts : large_restarts;
 }
 
 // A window of places whose smooth orders are good starts for l = k^(2 order): the sixth-order
@@ -184,6 +191,7 @@ void take_best(OrderSolution& out, std::int64_t n,
   double least = cost_of(out.order);
   for (const auto& restart : restarts) {
     Order order = static_cast<const One&>(*restart).order();
+    if (order.empty()) continue;  // not begun
     const double cost = cost_of(order);
     if (cost < least) {
       least = cost;
@@ -226,7 +234,7 @@ OrderSolution by_window(OrderProblem problem, const SearchOptions& search, const
   std::vector<std::unique_ptr<Restart>> restarts;
   const std::int64_t kicks = default_kicks(problem);
   Random random(search.seed);
-  for (std::int64_t i = 0; i < restarts_of(search); ++i)
+  for (std::int64_t i = 0; i < restarts_of(search, n); ++i)
     restarts.push_back(
         std::make_unique<WindowRestart>(problem, ground.neighbours, random.next(), kicks));
   Order given(static_cast<std::size_t>(n));
@@ -249,7 +257,7 @@ OrderSolution by_circulant(OrderProblem window, const Matrix<double>& l, const M
   std::vector<std::unique_ptr<Restart>> restarts;
   const std::int64_t kicks = default_kicks(window);
   Random random(search.seed);
-  for (std::int64_t i = 0; i < restarts_of(search); ++i)
+  for (std::int64_t i = 0; i < restarts_of(search, n); ++i)
     restarts.push_back(
         std::make_unique<CirculantRestart>(window, ground.neighbours, random.next(), kicks, l, c));
   Order given(static_cast<std::size_t>(n));
