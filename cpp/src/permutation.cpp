@@ -96,8 +96,10 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
   };
   out.cost = cost_of(out.permutation);
   out.initial_cost = roughness(op, c, context);
-  // Next to a large mean the rounding of the moments is larger than the bound.
-  out.bound = std::max(0.0, unrestricted.bound - unrestricted.cost_error);
+  // Next to a large mean the rounding of the moments can be larger than the bound.
+  const bool rounded = unrestricted.cost_error > 1e-6 * unrestricted.bound;
+  out.bound = rounded ? std::max(0.0, unrestricted.bound - unrestricted.cost_error)
+                      : std::min(unrestricted.bound, out.cost);
   out.tree_bound = found.tree_bound;
   out.steps = found.steps;
   out.stopped = found.stopped;
