@@ -26,11 +26,15 @@ constexpr std::int64_t padded(std::int64_t size) {
 
 constexpr std::int64_t places(int level) { return capacities[std::size_t(level)] + list_slack; }
 
+// Rows of so many columns are read whole.
+constexpr std::int64_t short_row = 128;
+
 // Bidding settles most rows at a few list readings each, but fights for a column can be long; paths
 // then come cheaper. A path takes some n/3 readings, each about as long as four bids: bidding goes
 // on while it settles one row in n bids.
-constexpr std::int64_t rounds_between_looks = 2;
-constexpr std::int64_t settled_between_looks = 2;
+// Bids a row between two looks at how many are left: fewer where rows are short and paths cheap.
+std::int64_t bids_between_looks(std::int64_t n) { return std::clamp<std::int64_t>(n / 128, 2, 16); }
+
 constexpr int bidding_rounds = 8;
 
 // A search whose heap outgrows this many times the columns, by ways that shorter ones replace, is
@@ -169,6 +173,20 @@ void AssignmentSolver<T>::fill(std::int64_t row) {
   list.bound = limit == largest && count <= capacity ? infinity : limit;
 }
 
+template <class T>
+void AssignmentSolver<T>::fill_all() {
+  const std::int64_t n = costs_.rows, parts = blocks();
+  lists_.assign(std::size_t(n), {});
+  list_costs_.resize(std::size_t(n * places(0)));
+  list_columns_.resize(std::size_t(n * places(0)));
+  parallel_for(threads_, parts, [&](std::int64_t part) {
+    for (std::int64_t i = n * part / parts; i < n * (part + 1) / parts; ++i) {
+      lists_[std::size_t(i)].begin = i * places(0);
+      fill(i);
+    }
+  });
+}
+
 // A longer list.
 template <class T>
 void AssignmentSolver<T>::deepen(std::int64_t row) {
@@ -181,10 +199,46 @@ void AssignmentSolver<T>::deepen(std::int64_t row) {
   fill(row);
 }
 
+// What a row offers for its cheapest column under the present duals.
 template <class T>
-Bid AssignmentSolver<T>::bid(const List& list) const {
-  return list_scan_.bid(list_costs_.data() + list.begin, list_columns_.data() + list.begin,
-                        padded(list.size), v_.data());
+typename AssignmentSolver<T>::Offer AssignmentSolver<T>::offer(std::int64_t row) {
+  if (whole_rows_) {
+    const Bid found = scan_.bid(costs_.row(row), v_.data(), costs_.columns, costs_.sign);
+    return {found.least, found.second, found.place,
+            costs_.sign * double(costs_.row(row)[found.place])};
+  }
+  const List& list = lists_[std::size_t(row)];
+  const auto bid = [&] {
+    return list_scan_.bid(list_costs_.data() + list.begin, list_columns_.data() + list.begin,
+                          padded(list.size), v_.data());
+  };
+  Bid found = bid();
+  if (found.second > list.bound) {
+    fill(row);
+    found = bid();
+  }
+  const std::size_t place = std::size_t(list.begin + found.place);
+  return {found.least, std::min(found.second, list.bound), list_columns_[place],
+          list_costs_[place]};
+}
+
+// Of a row's columns that are as good as its best, a free one if there is one.
+template <class T>
+void AssignmentSolver<T>::prefer_free(std::int64_t row, Offer& offer) const {
+  const auto take = [&](std::int64_t column, double cost) {
+    if (y_[std::size_t(column)] >= 0 || cost - v_[std::size_t(column)] != offer.least) return false;
+    offer.column = column;
+    offer.cost = cost;
+    return true;
+  };
+  if (whole_rows_) {
+    for (std::int64_t j = 0; j < costs_.columns; ++j)
+      if (take(j, costs_.sign * double(costs_.row(row)[j]))) return;
+    return;
+  }
+  const List& list = lists_[std::size_t(row)];
+  for (std::int64_t q = list.begin; q < list.begin + list.size; ++q)
+    if (take(list_columns_[std::size_t(q)], list_costs_[std::size_t(q)])) return;
 }
 
 template <class T>
@@ -200,6 +254,8 @@ template <class T>
 std::vector<std::int32_t> AssignmentSolver<T>::reduce_rows() {
   std::vector<std::int32_t> free(std::size_t(costs_.rows)), later;
   for (std::size_t i = 0; i < free.size(); ++i) free[i] = std::int32_t(i);
+  const std::int64_t settled = bids_between_looks(costs_.rows);
+  const std::int64_t between_looks = settled * costs_.rows;
   std::int64_t bids = 0, left_before = costs_.rows;
   bool worthwhile = true;
   for (int round = 0; round < bidding_rounds && !free.empty() && worthwhile; ++round) {
@@ -208,48 +264,31 @@ std::vector<std::int32_t> AssignmentSolver<T>::reduce_rows() {
       std::int64_t row = free[next];
       while (row >= 0) {
         poll();
-        if (++bids % (rounds_between_looks * costs_.rows) == 0) {
+        if (++bids == between_looks) {
+          bids = 0;
           const std::int64_t left = std::int64_t(later.size() + free.size() - next);
-          worthwhile = left <= left_before - settled_between_looks;
+          worthwhile = left <= left_before - settled;
           left_before = left;
         }
         if (!worthwhile) {
           later.push_back(std::int32_t(row));
           break;
         }
-        Bid offer = bid(lists_[std::size_t(row)]);
-        if (offer.second > lists_[std::size_t(row)].bound) {
-          fill(row);
-          offer = bid(lists_[std::size_t(row)]);
-        }
-        const List& list = lists_[std::size_t(row)];
-        if (offer.least == infinity) {  // none allowed: the search for a path will say so
+        Offer best = offer(row);
+        if (best.least == infinity) {  // none allowed: the search for a path will say so
           later.push_back(std::int32_t(row));
           break;
         }
-        const auto column_at = [&](std::int64_t place) {
-          return list_columns_[std::size_t(list.begin + place)];
-        };
-        std::int64_t place = offer.place, column = column_at(place);
-        const double second = std::min(offer.second, list.bound);
-        const double lowered = v_[std::size_t(column)] - (second - offer.least);
-        const bool lowers = second < infinity && lowered < v_[std::size_t(column)];
+        double& dual = v_[std::size_t(best.column)];
+        const double lowered = dual - (best.second - best.least);
+        const bool lowers = best.second < infinity && lowered < dual;
         if (lowers) {
-          v_[std::size_t(column)] = lowered;
-        } else if (y_[std::size_t(column)] >= 0 && second == offer.least) {
-          // As good as another: a free one, if there is one.
-          for (std::int64_t q = 0; q < list.size; ++q) {
-            const std::int32_t j = column_at(q);
-            if (y_[std::size_t(j)] < 0 &&
-                list_costs_[std::size_t(list.begin + q)] - v_[std::size_t(j)] == offer.least) {
-              place = q;
-              column = j;
-              break;
-            }
-          }
+          dual = lowered;
+        } else if (y_[std::size_t(best.column)] >= 0 && best.second == best.least) {
+          prefer_free(row, best);
         }
-        const std::int64_t ousted = y_[std::size_t(column)];
-        assign(row, column, list_costs_[std::size_t(list.begin + place)]);
+        const std::int64_t ousted = y_[std::size_t(best.column)];
+        assign(row, best.column, best.cost);
         if (ousted >= 0) x_[std::size_t(ousted)] = -1;
         if (ousted >= 0 && !lowers) later.push_back(std::int32_t(ousted));
         row = lowers ? ousted : -1;
@@ -509,18 +548,10 @@ AssignmentOutcome AssignmentSolver<T>::solve(const Costs<T>& costs,
   std::ranges::fill(x_, -1);
   std::ranges::fill(y_, -1);
 
-  lists_.assign(n, {});
-  list_costs_.resize(n * std::size_t(places(0)));
-  list_columns_.resize(n * std::size_t(places(0)));
-  const std::int64_t parts = blocks();
-  parallel_for(threads_, parts, [&](std::int64_t part) {
-    for (std::int64_t i = costs.rows * part / parts; i < costs.rows * (part + 1) / parts; ++i) {
-      lists_[std::size_t(i)].begin = i * places(0);
-      fill(i);
-    }
-  });
+  whole_rows_ = costs.columns <= short_row;
+  if (!whole_rows_) fill_all();
 
-  by_rows_ = false;
+  by_rows_ = whole_rows_;
   distance_.assign(m, infinity);
   path_cost_.resize(m);
   parent_.resize(m);

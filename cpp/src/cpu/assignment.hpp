@@ -69,10 +69,18 @@ class AssignmentSolver {
       return distance < other.distance || (distance == other.distance && id < other.id);
     }
   };
+  struct Offer {
+    double least, second;  // the least reduced cost, and a bound on all others
+    std::int64_t column;
+    double cost;
+  };
+
   std::int64_t survey(AssignmentOutcome& outcome, bool& distinct);
   void fill(std::int64_t row);
   void deepen(std::int64_t row);
-  Bid bid(const List& list) const;
+  void fill_all();
+  Offer offer(std::int64_t row);
+  void prefer_free(std::int64_t row, Offer& offer) const;
   std::vector<std::int32_t> reduce_rows();
   bool augment(std::int64_t row);
   bool search_lists(std::int64_t row);
@@ -100,12 +108,13 @@ class AssignmentSolver {
   std::span<double> u_, v_;
   std::vector<std::int32_t> y_;
   std::vector<double> matched_cost_;
+  /// Whether bids and paths read whole rows, not lists.
+  bool whole_rows_ = false, by_rows_ = false;
   std::vector<List> lists_;
   std::vector<double> list_costs_;
   std::vector<std::int32_t> list_columns_;
 
   // Of one search for a shortest path; distances are infinite between searches.
-  bool by_rows_ = false;
   std::vector<double> distance_, path_cost_, offset_, row_parent_;
   std::vector<std::int32_t> parent_;
   std::vector<std::int64_t> reached_;

@@ -7,6 +7,12 @@ namespace descramble_fast::cpu {
 
 inline constexpr int scan_lanes = 64;
 
+/// The least and second least of some reduced costs, and the first place of the least.
+struct Bid {
+  double least, second;
+  std::int64_t place;
+};
+
 /// Passes over one contiguous row of costs s c_j with s = 1 or -1; reduced costs are s c_j - v_j in
 /// double precision. Every variant gives the same bits.
 template <class T>
@@ -22,6 +28,7 @@ struct RowScan {
   /// list_slack places more than that, whose contents are lost.
   std::int64_t (*collect)(const T* row, const double* v, std::int64_t m, double s, double limit,
                           double* costs, std::int32_t* columns, std::int64_t capacity);
+  Bid (*bid)(const T* row, const double* v, std::int64_t m, double s);
   /// For d_j = (s c_j - v_j) + offset below distance[j]: distance[j] = d_j and parent[j] = label.
   /// Returns the least distance[j] that is not minus infinity.
   double (*relax)(const T* row, const double* v, std::int64_t m, double s, double offset,
@@ -29,12 +36,6 @@ struct RowScan {
 };
 
 inline constexpr int list_slack = 8;
-
-/// The least and second least reduced cost in a list, and the first place of the least.
-struct Bid {
-  double least, second;
-  std::int64_t place;
-};
 
 /// Passes over a list of costs and their columns. Its length is a multiple of list_slack: the end
 /// is filled up with infinite costs.

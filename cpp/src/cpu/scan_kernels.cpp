@@ -88,6 +88,56 @@ double relax(const T* row, const double* v, std::int64_t m, double s, double off
 __m512d load(const double* from) { return _mm512_loadu_pd(from); }
 __m512d load(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
 
+// Of two pairs of least and second least, those of both together.
+void merge(__m512d& first, __m512d& second, __m512d other_first, __m512d other_second) {
+  second = _mm512_min_pd(_mm512_min_pd(second, other_second), _mm512_max_pd(first, other_first));
+  first = _mm512_min_pd(first, other_first);
+}
+
+// Both everywhere.
+void merge_lanes(__m512d& first, __m512d& second) {
+  merge(first, second, _mm512_shuffle_f64x2(first, first, 0x4e),
+        _mm512_shuffle_f64x2(second, second, 0x4e));
+  merge(first, second, _mm512_shuffle_f64x2(first, first, 0xb1),
+        _mm512_shuffle_f64x2(second, second, 0xb1));
+  merge(first, second, _mm512_permute_pd(first, 0x55), _mm512_permute_pd(second, 0x55));
+}
+
+template <class T>
+Bid bid_row(const T* row, const double* v, std::int64_t m, double s) {
+  const __m512d sign = _mm512_set1_pd(s);
+  const auto reduced = [&](std::int64_t j) {
+    return _mm512_sub_pd(_mm512_mul_pd(sign, load(row + j)), _mm512_loadu_pd(v + j));
+  };
+  __m512d first = _mm512_set1_pd(infinity), second = first, first_b = first, second_b = first;
+  std::int64_t j = 0;
+  for (; j + 16 <= m; j += 16) {
+    const __m512d x = reduced(j), y = reduced(j + 8);
+    second = _mm512_min_pd(second, _mm512_max_pd(first, x));
+    first = _mm512_min_pd(first, x);
+    second_b = _mm512_min_pd(second_b, _mm512_max_pd(first_b, y));
+    first_b = _mm512_min_pd(first_b, y);
+  }
+  merge(first, second, first_b, second_b);
+  merge_lanes(first, second);
+  Bid out{_mm512_cvtsd_f64(first), _mm512_cvtsd_f64(second), 0};
+  for (; j < m; ++j) {
+    const double x = s * double(row[j]) - v[j], loser = x < out.least ? out.least : x;
+    out.second = loser < out.second ? loser : out.second;
+    out.least = x < out.least ? x : out.least;
+  }
+  for (; out.place + 8 <= m; out.place += 8) {
+    const __mmask8 here =
+        _mm512_cmp_pd_mask(reduced(out.place), _mm512_set1_pd(out.least), _CMP_EQ_OQ);
+    if (here != 0) {
+      out.place += __builtin_ctz(here);
+      return out;
+    }
+  }
+  while (out.place + 1 < m && s * double(row[out.place]) - v[out.place] != out.least) ++out.place;
+  return out;
+}
+
 // Writes eight places each time, as many as count; the others are overwritten or lie in the slack.
 template <class T>
 std::int64_t collect(const T* row, const double* v, std::int64_t m, double s, double limit,
@@ -106,6 +156,35 @@ std::int64_t collect(const T* row, const double* v, std::int64_t m, double s, do
     if (count > capacity) return capacity + 1;
   }
 #else
+template <class T>
+Bid bid_row(const T* row, const double* v, std::int64_t m, double s) {
+  constexpr int width = 16;
+  double first[width], second[width];
+  for (int l = 0; l < width; ++l) first[l] = second[l] = infinity;
+  std::int64_t j = 0;
+  for (; j + width <= m; j += width)
+    for (int l = 0; l < width; ++l) {
+      const double x = s * double(row[j + l]) - v[j + l], loser = x < first[l] ? first[l] : x;
+      second[l] = loser < second[l] ? loser : second[l];
+      first[l] = x < first[l] ? x : first[l];
+    }
+  for (int half = width / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) {
+      const double a = first[l], b = first[l + half], loser = a < b ? b : a;
+      const double rest = second[l] < second[l + half] ? second[l] : second[l + half];
+      second[l] = loser < rest ? loser : rest;
+      first[l] = a < b ? a : b;
+    }
+  Bid out{first[0], second[0], 0};
+  for (; j < m; ++j) {
+    const double x = s * double(row[j]) - v[j], loser = x < out.least ? out.least : x;
+    out.second = loser < out.second ? loser : out.second;
+    out.least = x < out.least ? x : out.least;
+  }
+  while (out.place + 1 < m && s * double(row[out.place]) - v[out.place] != out.least) ++out.place;
+  return out;
+}
+
 #if defined(__AVX2__)
 __m256d load(const double* from) { return _mm256_loadu_pd(from); }
 __m256d load(const float* from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
@@ -163,14 +242,16 @@ Bid bid(const double* costs, const std::int32_t* columns, std::int64_t size, con
     second = _mm512_min_pd(second, _mm512_max_pd(first, x));
     first = _mm512_min_pd(first, x);
   }
-  Bid out{_mm512_reduce_min_pd(first), infinity, 0};
-  const __mmask8 least = _mm512_cmp_pd_mask(first, _mm512_set1_pd(out.least), _CMP_EQ_OQ);
-  out.second = (least & (least - 1)) != 0
-                   ? out.least
-                   : _mm512_reduce_min_pd(_mm512_mask_mov_pd(first, least, second));
+  const __m512d lanes = first;
+  merge_lanes(first, second);
+  Bid out{_mm512_cvtsd_f64(first), _mm512_cvtsd_f64(second), 0};
+  if (size <= list_slack) {
+    out.place = __builtin_ctz(_mm512_cmp_pd_mask(lanes, first, _CMP_EQ_OQ) | 0x100);
+    return out;
+  }
   for (; out.place < size; out.place += list_slack) {
     const __m512d x = reduced_costs(costs + out.place, columns + out.place, v);
-    const __mmask8 here = _mm512_cmp_pd_mask(x, _mm512_set1_pd(out.least), _CMP_EQ_OQ);
+    const __mmask8 here = _mm512_cmp_pd_mask(x, first, _CMP_EQ_OQ);
     if (here != 0) {
       out.place += __builtin_ctz(here);
       break;
@@ -235,8 +316,8 @@ const ScanKernels DESCRAMBLE_FAST_SCAN{
 #else
     "baseline",
 #endif
-    {survey<float>, lane_minima<float>, collect<float>, relax<float>},
-    {survey<double>, lane_minima<double>, collect<double>, relax<double>},
+    {survey<float>, lane_minima<float>, collect<float>, bid_row<float>, relax<float>},
+    {survey<double>, lane_minima<double>, collect<double>, bid_row<double>, relax<double>},
     {bid, reach}};
 
 }  // namespace descramble_fast::cpu
