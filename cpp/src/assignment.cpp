@@ -88,6 +88,22 @@ cpu::AssignmentOutcome solve_scaled(cpu::AssignmentSolver<T>& solver, const Item
   return solver.solve({copy.data(), n, m, m, item.sign}, item.initial_duals, item.target);
 }
 
+Item without_duals(Item item) {
+  item.initial_duals = {};
+  return item;
+}
+
+double largest_finite(const ArrayView& costs) {
+  double largest = 0;
+  std::vector<double> row(static_cast<std::size_t>(costs.columns()));
+  for (std::int64_t i = 0; i < costs.rows(); ++i) {
+    cpu::widen_row(costs, i, row.data());
+    for (const double x : row)
+      if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
+  }
+  return largest;
+}
+
 double largest_of(const cpu::AssignmentTarget& target) {
   double largest = 0;
   for (const double u : target.row_duals) largest = std::max(largest, std::abs(u));
@@ -99,15 +115,23 @@ template <class T>
 cpu::AssignmentOutcome solve(cpu::AssignmentSolver<T>& solver, const Item& item,
                              std::vector<std::string>& fallbacks) {
   cpu::AssignmentOutcome outcome = solve_scaled(solver, item, 1);
-  if (outcome.status != Status::optimal) return outcome;
-  const bool overflowed = !all_finite(item.target.row_duals) ||
+  if (outcome.status == Status::not_finite) return outcome;
+  const bool feasible = outcome.status == Status::optimal;
+  if (!item.initial_duals.empty() && feasible) {
+    // Far-off duals leave no digits for the costs.
+    const double rounding = tolerance * outcome.largest_cost;
+    if (!(std::abs(outcome.gap) <= rounding && outcome.violation <= rounding)) {
+      fallbacks.push_back("initial_duals: too far from the costs; solved without them");
+      outcome = solve_scaled(solver, without_duals(item), 1);
+    }
+  }
+  // Reduced costs that overflow can look like forbidden pairs, too.
+  const bool overflowed = !feasible || !all_finite(item.target.row_duals) ||
                           !all_finite(item.target.column_duals) || !std::isfinite(outcome.gap) ||
                           largest_of(item.target) > comfortable;
-  if (overflowed && std::is_same_v<T, double>) {
+  if (overflowed && std::is_same_v<T, double> && largest_finite(item.costs) > comfortable) {
     fallbacks.push_back("costs near the end of float64's range: solved after scaling");
-    Item scaled = item;
-    scaled.initial_duals = {};
-    outcome = solve_scaled(solver, scaled, shrink);
+    outcome = solve_scaled(solver, without_duals(item), shrink);
     for (double& u : item.target.row_duals) u /= shrink;
     for (double& v : item.target.column_duals) v /= shrink;
     outcome.cost /= shrink;
@@ -169,7 +193,7 @@ void report(const cpu::AssignmentOutcome& outcome, const ArrayView& matrix, bool
   if (transposed) std::swap(row, column);
   const bool by_row = row >= 0;
   if (outcome.status == Status::not_finite) {
-    const double value = to_float64(matrix)(row, column);
+    const double value = to_float64(matrix.item(row * matrix.columns() + column, 0))(0, 0);
     throw InvalidArgument(
         message("cost: ", std::isnan(value) ? "NaN" : "infinity of the wrong sign", " (", value,
                 ") at row ", row, ", column ", column, where));
@@ -218,11 +242,12 @@ void solve_batch(const ArrayView& cost, const AssignmentOptions& options,
       const std::int64_t count = std::min(group, batch - begin);
       const std::int64_t parts = std::min<std::int64_t>(count, 4 * threads);
       cancellation.guard([&] {
-        cpu::parallel_for(threads, parts, [&](std::int64_t part) {
+        const auto solve_part = [&](std::int64_t part) {
           cpu::AssignmentSolver<T> solver(cancellation.context());
           for (std::int64_t b = count * part / parts; b < count * (part + 1) / parts; ++b)
             solve_one(solver, begin + b);
-        });
+        };
+        cpu::parallel_for(threads, parts, solve_part, cancellation.context().poll);
       });
     }
   }

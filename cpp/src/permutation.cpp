@@ -97,10 +97,16 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
   out.cost = cost_of(out.permutation);
   out.initial_cost = roughness(op, c, context);
   // Next to a large mean the rounding of the moments can be larger than the bound.
-  const bool rounded = unrestricted.cost_error > 1e-6 * unrestricted.bound;
-  out.bound = rounded ? std::max(0.0, unrestricted.bound - unrestricted.cost_error)
-                      : std::min(unrestricted.bound, out.cost);
-  out.tree_bound = found.tree_bound;
+  const auto bound_of = [&](const SmoothnessDescrambler& d) {
+    return std::clamp(d.bound - d.cost_error, 0.0, out.cost);
+  };
+  if (unrestricted.cost_error <= 1e-6 * unrestricted.bound)
+    out.bound = std::min(unrestricted.bound, out.cost);
+  else
+    out.bound =
+        std::max(bound_of(unrestricted),
+                 bound_of(descramble(Covariance::from_moments(c.view(), {}, 1), op, {}, context)));
+  if (found.tree_bound) out.tree_bound = std::min(*found.tree_bound, out.cost);
   out.steps = found.steps;
   out.stopped = found.stopped;
   out.route.driver = std::move(found.driver);
@@ -183,6 +189,8 @@ double output_difference(const Layer& a, const Layer& b, const Context& context)
   const Matrix<double> before = outputs(a, inputs, context), after = outputs(b, inputs, context);
   double largest = 0, difference = 0;
   for (std::size_t i = 0; i < before.values().size(); ++i) {
+    if (!std::isfinite(before.values()[i]) || !std::isfinite(after.values()[i]))
+      throw InvalidArgument("W_next: outputs overflow float64, so that they cannot be compared");
     largest = std::max(largest, std::abs(before.values()[i]));
     difference = std::max(difference, std::abs(after.values()[i] - before.values()[i]));
   }

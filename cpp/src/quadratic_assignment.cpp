@@ -197,7 +197,7 @@ QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
   out.initial_cost = cost_of(cpu::quadratic_cost(problem.a, problem.b, start));
   out.steps = solution.steps;
   out.stopped = solution.stopped;
-  out.route.driver = "Frank-Wolfe, tabu search";
+  out.route.driver = solution.driver;
   if (!std::isfinite(out.cost) || !std::isfinite(out.initial_cost))
     throw InvalidArgument("A: the cost overflows float64");
   return out;

@@ -65,9 +65,10 @@ void bind_permutation(py::module_& module) {
         SmoothOrder r;
         {
           const py::gil_scoped_release release;
-          r = covariance.locked([&](const Covariance& c) {
-            return descramble_permutation(c, op, search.options, search.context());
-          });
+          // A copy, so that callbacks and other threads can read the accumulator meanwhile.
+          const Covariance copy = Covariance::from_state(
+              covariance.locked([](const Covariance& c) { return c.state(); }));
+          r = descramble_permutation(copy, op, search.options, search.context());
         }
         return py::make_tuple(indices(r.permutation), r.cost, r.initial_cost, r.bound, r.tree_bound,
                               r.steps, search.stopped(r.stopped), r.route);

@@ -38,7 +38,8 @@ class Search {
     return "unknown";
   }
 
-  /// Notes Ctrl-C, for which the search stops at its next step; other signals' errors end it here.
+  /// Ctrl-C and other signals end the call, but once there is an answer, Ctrl-C is noted, and the
+  /// search stops with it at its next report.
   Context context() {
     return {0, [this] {
               const py::gil_scoped_acquire acquire;
@@ -51,13 +52,15 @@ class Search {
  private:
   void look_for_signals() {
     if (PyErr_CheckSignals() == 0) return;
-    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) == 0) throw py::error_already_set();
+    if (!reported_ || PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) == 0)
+      throw py::error_already_set();
     PyErr_Clear();
     interrupted_ = true;
   }
 
   bool report(const SearchProgress& progress) {
     const py::gil_scoped_acquire acquire;
+    reported_ = true;
     look_for_signals();
     if (interrupted_) return true;
     if (callback_.is_none()) return false;
@@ -66,7 +69,7 @@ class Search {
   }
 
   const py::object& callback_;
-  bool interrupted_ = false;
+  bool reported_ = false, interrupted_ = false;
 };
 
 }  // namespace descramble_fast::python

@@ -97,7 +97,7 @@ def linear_assignment(
     """
     kind = Kind.of(cost)
     columns, total, u, v, gap, violation, route = _core.linear_assignment(
-        _floating(cost), bool(maximize), initial_duals
+        _floating("cost", cost, None), bool(maximize), initial_duals
     )
     single = columns.ndim == 1
     return LinearAssignmentResult(
@@ -111,23 +111,24 @@ def linear_assignment(
     )
 
 
-def _floating(cost: Array) -> Array:
-    """Integers and booleans as the narrowest floating numbers that hold them and their sums."""
-    if getattr(getattr(cost, "dtype", None), "kind", "") == "f":
-        return cost  # NumPy's names take longer than a small problem
-    if isinstance(cost, np.ma.MaskedArray):
-        return cost  # to be refused: its mask must not be lost in a copy
-    name = dtype_name(cost)
+def _floating(argument: str, array: Array, limit: int | None) -> Array:
+    """Integers and booleans as floating numbers that hold them; `limit` None: and their sums."""
+    if getattr(getattr(array, "dtype", None), "kind", "") == "f":
+        return array  # NumPy's names take longer than a small problem
+    if isinstance(array, np.ma.MaskedArray):
+        return array  # to be refused: its mask must not be lost in a copy
+    name = dtype_name(array)
     if name != "bool" and not name.startswith(("int", "uint")):
-        return cost
-    integers = np.asarray(cost)
-    if name in ("bool", "int8", "uint8", "int16", "uint16"):
+        return array
+    integers = np.asarray(array)
+    if limit is None and name in ("bool", "int8", "uint8", "int16", "uint16"):
         return integers.astype(np.float32)
-    limit = 2**53 // max(1, min(integers.shape[-2:], default=1))
-    if integers.size and max(int(integers.max()), -int(integers.min())) > limit:
+    most = 2**53 // max(1, min(integers.shape[-2:], default=1)) if limit is None else limit
+    if integers.size and max(int(integers.max()), -int(integers.min())) > most:
+        why = "2^53 / min(n, m), for which sums are exact" if limit is None else "2^53"
         raise ValueError(
-            f"cost: got {name} with magnitudes above {limit}, expected at most 2^53 / min(n, m), "
-            "for which sums are exact; divide them, or convert to float64 and accept rounding"
+            f"{argument}: got {name} with magnitudes above {most}, expected at most {why}; "
+            "divide them, or convert to float64 and accept rounding"
         )
     return integers.astype(np.float64)
 
@@ -175,15 +176,17 @@ def quadratic_assignment(
     """Find a permutation p with a small Σ_ij A_ij B_{p_i p_j}.
 
     Frank and Wolfe's method on doubly stochastic matrices with exact line search (FAQ: Vogelstein
-    et al., PLOS ONE 10, 2015), then robust tabu search on swaps (Taillard, Parallel Computing 17,
-    1991) with O(1) updates of their gains. Where rows and columns of A or B sum to zero, the
-    barycentre that FAQ usually starts from is stationary; a concave shift and another start take
-    its place. A heuristic: the problem is NP-hard.
+    et al., PLOS ONE 10, 2015), then swaps with O(1) updates of their gains: descent where the
+    problem is large, robust tabu search (Taillard, Parallel Computing 17, 1991) up to n of about
+    1000. Where rows and columns of A or B sum to zero, the barycentre that FAQ usually starts from
+    is stationary; a concave shift and another start take its place. A heuristic: the problem is
+    NP-hard.
 
     Parameters
     ----------
     A, B : array, (n, n)
-        Any floating type; symmetric or not. The convention is SciPy's.
+        Any floating type, or integers (and bool), which are copied to float64; symmetric or not.
+        The convention is SciPy's.
     maximize : bool
         Find a large value instead.
     partial_match : array of int or sequence of pairs, (m, 2), optional
@@ -194,7 +197,7 @@ def quadratic_assignment(
         Of the searches' random choices. Without a time limit the answer depends on the arguments
         alone.
     restarts : int
-        Independent searches, run in parallel.
+        Independent starts, run in parallel; below n = 256 each is four short searches.
     time_limit : float, optional
         Seconds, after which the best so far is returned.
     callback : callable, optional
@@ -227,8 +230,8 @@ def quadratic_assignment(
     pairs = [] if partial_match is None else _pairs(partial_match)
     start = None if initial is None else [integer("initial", p) for p in np.asarray(initial)]
     columns, cost, initial_cost, steps, stopped, route = _core.quadratic_assignment(
-        A,
-        B,
+        _floating("A", A, 2**53),
+        _floating("B", B, 2**53),
         bool(maximize),
         pairs,
         start,

@@ -57,7 +57,7 @@ DESCRAMBLE_FAST_EXPORT LinearAssignment linear_assignment(const ArrayView& cost,
 /// How far a search has come.
 struct SearchProgress {
   double seconds;
-  /// Done and planned.
+  /// Done and planned; 0 planned where there is no telling.
   std::int64_t step, steps;
   /// The best so far.
   double cost;

@@ -31,8 +31,8 @@ constexpr std::int64_t short_row = 128;
 
 // Bidding settles most rows at a few list readings each, but fights for a column can be long; paths
 // then come cheaper. A path takes some n/3 readings, each about as long as four bids: bidding goes
-// on while it settles one row in n bids.
-// Bids a row between two looks at how many are left: fewer where rows are short and paths cheap.
+// on while it settles one row in n bids. The bids a row between two looks at how many rows are left
+// are fewer where rows are short and paths cheap.
 std::int64_t bids_between_looks(std::int64_t n) { return std::clamp<std::int64_t>(n / 128, 2, 16); }
 
 constexpr int bidding_rounds = 8;
@@ -491,6 +491,7 @@ void AssignmentSolver<T>::finish(AssignmentOutcome& outcome, bool proven) {
     const std::size_t j = std::size_t(x_[std::size_t(i)]);
     u_[std::size_t(i)] = matched_cost_[std::size_t(i)] - v_[j];
     cost.add(matched_cost_[std::size_t(i)]);
+    outcome.largest_cost = std::max(outcome.largest_cost, std::abs(matched_cost_[std::size_t(i)]));
     duals.add(u_[std::size_t(i)]);
   }
   for (const double v : v_) duals.add(v);

@@ -333,14 +333,6 @@ std::vector<int> join_short_edges(const Lengths& length, const Neighbours& neigh
   return tour;
 }
 
-std::vector<int> first_order(const Lengths& length, const Neighbours& neighbours,
-                             std::span<const int> start, Random& random) {
-  if (start.empty()) return join_short_edges(length, neighbours, random);
-  std::vector<int> tour(start.begin(), start.end());
-  if (int(tour.size()) < neighbours.nodes) tour.push_back(int(tour.size()));
-  return tour;
-}
-
 // An order of the n nodes proper: without the gap, which the ends adjoin.
 std::vector<int> without_gap(const std::vector<int>& tour, int n) {
   std::vector<int> order;
@@ -420,9 +412,9 @@ class TourSearch : public IteratedSearch {
   }
 
  private:
-  // A double bridge within a short stretch: three neighbouring pieces in reverse order.
   double descend() override { return exchange_.run(); }
 
+  // A double bridge within a short stretch: three neighbouring pieces in reverse order.
   double kick() override {
     const int longest = std::min(reach, (tour_.size() - 2) / 3);
     const int begin = random_.below(tour_.size());
@@ -699,15 +691,6 @@ class WindowSearch : public IteratedSearch {
   const Neighbours& neighbours_;
 };
 
-// The even places of an order, then the odd ones: in the order in which steps of two visit them.
-std::vector<int> drawn_apart(const std::vector<int>& order) {
-  const std::size_t n = order.size();
-  std::vector<int> tour(n);
-  for (std::size_t k = 0; k < n; ++k)
-    tour[k] = order[(2 * k + (n % 2 == 0 && 2 * k >= n ? 1 : 0)) % n];
-  return tour;
-}
-
 // Every second place: a tour laid along the even places and on along the odd ones. Where n is even
 // these are two rings, and the tour is cut where that costs least.
 class InterleavedSearch : public OrderSearch::Impl {
@@ -770,22 +753,18 @@ class Exhaustion : public OrderSearch::Impl {
 };
 
 std::unique_ptr<OrderSearch::Impl> make_search(const OrderProblem& problem,
-                                               const Neighbours& neighbours, std::uint64_t seed,
-                                               std::span<const int> start) {
+                                               const Neighbours& neighbours, std::uint64_t seed) {
   const std::int64_t n = problem.distance.rows();
   const auto reach = std::int64_t(problem.weights.size());
   if (n < std::max<std::int64_t>(8, 2 * reach + 4)) return std::make_unique<Exhaustion>(problem);
   Random random(seed);
   const Lengths length(problem);
-  std::vector<int> first = first_order(length, neighbours, start, random);
+  std::vector<int> first = join_short_edges(length, neighbours, random);
   const auto make = [&]<class Search>(std::type_identity<Search>) {
     return std::make_unique<Search>(problem, neighbours, length, std::move(first), seed);
   };
   if (reach == 1) return make(std::type_identity<TourSearch>());
-  if (reach == 2 && problem.weights[0] == 0) {
-    if (!start.empty()) first = drawn_apart(first);
-    return make(std::type_identity<InterleavedSearch>());
-  }
+  if (reach == 2 && problem.weights[0] == 0) return make(std::type_identity<InterleavedSearch>());
   if (reach == 2) return make(std::type_identity<WindowSearch<2>>());
   return make(std::type_identity<WindowSearch<3>>());
 }
@@ -841,8 +820,8 @@ Neighbours nearest_neighbours(const Matrix<double>& d, bool periodic, int degree
 }
 
 OrderSearch::OrderSearch(const OrderProblem& problem, const Neighbours& neighbours,
-                         std::uint64_t seed, std::span<const int> start)
-    : impl_(make_search(problem, neighbours, seed, start)) {}
+                         std::uint64_t seed)
+    : impl_(make_search(problem, neighbours, seed)) {}
 OrderSearch::~OrderSearch() = default;
 OrderSearch::OrderSearch(OrderSearch&&) noexcept = default;
 OrderSearch& OrderSearch::operator=(OrderSearch&&) noexcept = default;

@@ -51,12 +51,11 @@ Neighbours nearest_neighbours(const Matrix<double>& d, bool periodic, int degree
                               const Context& context);
 
 /// One restart of an iterated local search: it goes on in slices of any length, and depends on the
-/// problem, the start and the seed alone. What it is given must outlive it.
+/// problem and the seed alone. What it is given must outlive it.
 class OrderSearch {
  public:
-  /// From a given order, or, where that is empty, from one put together of short edges.
-  OrderSearch(const OrderProblem& problem, const Neighbours& neighbours, std::uint64_t seed,
-              std::span<const int> start = {});
+  /// From an order put together of short edges.
+  OrderSearch(const OrderProblem& problem, const Neighbours& neighbours, std::uint64_t seed);
   ~OrderSearch();
   OrderSearch(OrderSearch&&) noexcept;
   OrderSearch& operator=(OrderSearch&&) noexcept;

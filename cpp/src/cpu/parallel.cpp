@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -42,7 +43,7 @@ thread_local bool inside_parallel = false;
 
 class Pool {
  public:
-  void run(Job& job) {
+  void run(Job& job, const std::function<void()>& idle) {
     {
       std::lock_guard lock(mutex_);
       start_workers(job.helpers_wanted);
@@ -52,7 +53,19 @@ class Pool {
     work(job);
     std::unique_lock lock(mutex_);
     remove(job);
-    work_done_.wait(lock, [&] { return job.helpers == 0; });
+    const auto finished = [&] { return job.helpers == 0; };
+    while (idle && !work_done_.wait_for(lock, std::chrono::milliseconds(20), finished)) {
+      lock.unlock();
+      std::exception_ptr error;
+      try {
+        idle();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      lock.lock();
+      if (error && !job.error) job.error = error;
+    }
+    work_done_.wait(lock, finished);
   }
 
  private:
@@ -190,7 +203,7 @@ int threads_of(const Context& context) {
   return context.threads > 0 ? context.threads : num_threads();
 }
 
-void run_parallel(int threads, std::int64_t count, Body body) {
+void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& idle) {
   if (threads <= 1 || count <= 1 || inside_parallel) {
     for (std::int64_t i = 0; i < count; ++i) body.invoke(body.object, i);
     return;
@@ -201,7 +214,7 @@ void run_parallel(int threads, std::int64_t count, Body body) {
   // More threads than this only wait for each other.
   static const int most = 4 * allowed_cpus();
   job.helpers_wanted = int(std::min<std::int64_t>({threads, count, most})) - 1;
-  pool().run(job);
+  pool().run(job, idle);
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "descramble_fast/context.hpp"
 
@@ -18,18 +19,21 @@ struct Body {
   void (*invoke)(const void* object, std::int64_t index);
 };
 
-void run_parallel(int threads, std::int64_t count, Body body);
+void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& idle);
 
 /// Runs body(0) ... body(count - 1), each once, on up to `threads` threads including the caller's.
 /// Serial inside another parallel_for. The first exception is rethrown here; the call itself throws
 /// none, so that state half written by bodies that cannot fail is always completed.
 /// What an index computes must not depend on which thread runs it: results are then the same for
-/// every thread count.
+/// every thread count. `idle`, if any, is called now and then by the caller while it waits for the
+/// others at the end; what it throws is rethrown like a body's.
 template <class Callable>
-void parallel_for(int threads, std::int64_t count, const Callable& body) {
-  run_parallel(threads, count, {&body, [](const void* object, std::int64_t index) {
-                                  (*static_cast<const Callable*>(object))(index);
-                                }});
+void parallel_for(int threads, std::int64_t count, const Callable& body,
+                  const std::function<void()>& idle = {}) {
+  run_parallel(threads, count,
+               {&body, [](const void* object,
+                          std::int64_t index) { (*static_cast<const Callable*>(object))(index); }},
+               idle);
 }
 
 }  // namespace descramble_fast::cpu

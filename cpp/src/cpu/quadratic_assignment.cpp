@@ -112,7 +112,6 @@ double quadratic_cost(const Matrix<double>& a, const Matrix<double>& b, const Co
   return sum;
 }
 
-// SplitMix64.
 SwapGains::SwapGains(const Matrix<double>& a, const Matrix<double>& b, Columns columns,
                      std::int64_t free, int threads)
     : a_(a),
@@ -763,6 +762,7 @@ class Search final : public Restart {
     } else if (descent_) {
       const bool done = descent_->advance(descent_rows);
       best_ = descent_->columns();
+      cost_ = start_cost_ + descent_->change();
       if (!done) return false;
       descent_.reset();
       if (planned_steps(m) == 0) return true;
@@ -772,21 +772,23 @@ class Search final : public Restart {
       const std::int64_t slice = std::int64_t(std::ceil(pairs_per_slice / pairs));
       tabu_->advance(std::min(slice, planned_steps(m) - tabu_->steps()));
       best_ = tabu_->best();
-      return tabu_->steps() == planned_steps(m);
+      cost_ = tabu_->best_cost();
+      made_ = tabu_->steps();
+      if (made_ < planned_steps(m)) return false;
+      tabu_.reset();
+      return true;
     }
     return false;
   }
 
   const Columns& best() const { return best_; }
-  std::int64_t steps() const override { return tabu_ ? tabu_->steps() : 0; }
-  double cost() const override {
-    if (best_.empty()) return infinity;
-    return tabu_ ? tabu_->best_cost() : quadratic_cost(problem_.a, problem_.b, best_);
-  }
+  std::int64_t steps() const override { return made_; }
+  double cost() const override { return cost_; }
 
  private:
   void begin_search(Columns start) {
     best_ = std::move(start);
+    cost_ = start_cost_ = quadratic_cost(problem_.a, problem_.b, best_);
     if (problem_.free >= large)
       descent_ =
           std::make_unique<SwapDescent>(problem_.a, problem_.b, best_, problem_.free, threads_);
@@ -806,6 +808,8 @@ class Search final : public Restart {
   std::unique_ptr<SwapDescent> descent_;
   std::unique_ptr<TabuSearch> tabu_;
   Columns best_;
+  double start_cost_ = 0, cost_ = infinity;
+  std::int64_t made_ = 0;
 };
 
 }  // namespace
@@ -818,7 +822,10 @@ QuadraticSolution solve_quadratic(const QuadraticProblem& problem,
   out.columns.resize(std::size_t(n));
   std::iota(out.columns.begin(), out.columns.end(), 0);
   if (initial) out.columns = *initial;
+  out.driver = "none needed";
   if (m < 2) return out;
+  out.driver = m >= large ? "Frank-Wolfe, swap descent" : "Frank-Wolfe";
+  if (planned_steps(m) > 0) out.driver += ", tabu search";
 
   const int threads = threads_of(context);
   const std::int64_t count = std::max<std::int64_t>(1, search.restarts) * searches_per_restart(m);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "cpu/random.hpp"
@@ -211,6 +212,7 @@ struct QuadraticSolution {
   std::vector<std::int64_t> columns;
   std::int64_t steps = 0;
   Stopped stopped = Stopped::finished;
+  std::string driver;
 };
 
 /// `initial` is the start of the first restart, all places.

@@ -132,38 +132,48 @@ class CirculantRestart final : public WindowRestart {
     if (tabu_) {
       const std::int64_t slice = std::clamp<std::int64_t>((1 << 20) / (n * n), 1, 4096);
       tabu_->advance(std::min(slice, tabu_steps(n) - tabu_->steps()));
-      return tabu_->steps() >= tabu_steps(n);
+      keep(tabu_->best(), tabu_->best_cost());
+      tabu_made_ = tabu_->steps();
+      if (tabu_made_ < tabu_steps(n)) return false;
+      tabu_.reset();
+      return true;
     }
     if (descent_) {
-      if (!descent_->advance(descent_rows)) return false;
+      const bool over = descent_->advance(descent_rows);
+      keep(descent_->columns(), start_cost_ + descent_->change());
+      if (!over) return false;
+      descent_.reset();
       if (n > tabu_size) return true;
-      tabu_.emplace(l_, c_, descent_->columns(), n, seed_, context.threads);
+      tabu_.emplace(l_, c_, order_, n, seed_, context.threads);
       return false;
     }
     if (!WindowRestart::advance(context)) return false;
-    descent_.emplace(l_, c_, WindowRestart::order(), n, context.threads);
+    start_cost_ = quadratic_cost(l_, c_, WindowRestart::order());
+    keep(WindowRestart::order(), start_cost_);
+    descent_.emplace(l_, c_, order_, n, context.threads);
     return false;
   }
 
-  double cost() const override {
-    return tabu_ ? tabu_->best_cost() : std::numeric_limits<double>::infinity();
-  }
-  std::int64_t steps() const override {
-    return WindowRestart::steps() + (descent_ ? descent_->swaps() : 0) +
-           (tabu_ ? tabu_->steps() : 0);
-  }
-  Order order() const {
-    return tabu_ ? tabu_->best() : descent_ ? descent_->columns() : WindowRestart::order();
-  }
+  double cost() const override { return cost_; }
+  std::int64_t steps() const override { return WindowRestart::steps() + tabu_made_; }
+  Order order() const { return order_.empty() ? WindowRestart::order() : order_; }
 
   static std::int64_t tabu_steps(std::int64_t n) {
     return std::clamp<std::int64_t>((std::int64_t(1) << 28) / (n * n), 200, 200'000);
   }
 
  private:
+  void keep(const Order& order, double cost) {
+    order_ = order;
+    cost_ = cost;
+  }
+
   const Matrix<double>& l_;
   const Matrix<double>& c_;
   std::uint64_t seed_;
+  Order order_;
+  double start_cost_ = 0, cost_ = std::numeric_limits<double>::infinity();
+  std::int64_t tabu_made_ = 0;
   std::optional<SwapDescent> descent_;
   std::optional<TabuSearch> tabu_;
 };
@@ -275,7 +285,7 @@ OrderSolution by_quadratic_assignment(Matrix<double> l, const Matrix<double>& c,
   const QuadraticProblem problem{std::move(l), c.copy(), n};
   QuadraticSolution solution = solve_quadratic(problem, std::nullopt, search, context);
   OrderSolution out;
-  out.driver = "quadratic assignment";
+  out.driver = std::move(solution.driver);
   out.order = std::move(solution.columns);
   out.steps = solution.steps;
   out.stopped = solution.stopped;
