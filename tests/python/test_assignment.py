@@ -776,3 +776,23 @@ def test_assignments_in_threads_have_the_bits_of_serial_ones() -> None:
     serial = [bits(solve(costs)) for costs in problems]
     with ThreadPoolExecutor(6) as pool:
         assert [bits(r) for r in pool.map(solve, problems)] == serial
+
+
+def test_costs_at_the_end_of_float64_are_not_taken_for_forbidden_pairs() -> None:
+    big = 1e308
+    cost = np.array([[big, 1, 0], [-1.7 * big, -1.7 * big, big], [big, 1.7 * big, big]])
+    r = df.linear_assignment(cost)
+    least = min(sum(cost[i, p[i]] / big for i in range(3)) for p in permutations(range(3)))
+    assert r.cost / big == pytest.approx(least, rel=1e-12)
+    assert "scaling" in r.route.fallbacks[0]
+
+
+@pytest.mark.parametrize("size", [1e12, 1e16, 1e18, 1e300])
+def test_duals_that_are_far_off_cost_no_accuracy(size: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        cost = rng.random((6, 6))
+        r = df.linear_assignment(cost, initial_duals=size * rng.normal(size=6))
+        assert r.cost == pytest.approx(df.linear_assignment(cost).cost, rel=1e-12)
+        assert abs(r.gap) <= 1e-12
+        assert r.violation <= 1e-12

@@ -873,7 +873,7 @@ def test_an_argument_without_use_is_refused(criterion: str, unused: dict[str, An
         (lambda: df.descramble_weights(W22, input_mean=np.zeros(3)), "input_mean: "),
         (lambda: df.descramble_weights(W22, input_second_moment=np.eye(3)), "input_second_moment"),
         (lambda: df.descramble_weights(W22, criterion="entropy"), "criterion: "),
-        (lambda: df.descramble_weights(W22, restrict="permutation"), "restrict: "),
+        (lambda: df.descramble_weights(W22, restrict="diagonal"), "restrict: "),
         (lambda: df.descramble_weights(W22, gauge="up"), "gauge: "),
         (lambda: df.descramble_weights(np.ones((2, 2, 2)), criterion="trace"), "W: "),
         (lambda: df.descramble_weights(np.full((2, 2), np.inf), criterion="trace"), "W: "),
