@@ -93,15 +93,22 @@ Item without_duals(Item item) {
   return item;
 }
 
-double largest_finite(const ArrayView& costs) {
-  double largest = 0;
+bool any_finite_above(const ArrayView& costs, double magnitude) {
   std::vector<double> row(static_cast<std::size_t>(costs.columns()));
   for (std::int64_t i = 0; i < costs.rows(); ++i) {
     cpu::widen_row(costs, i, row.data());
-    for (const double x : row)
-      if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
+    if (std::ranges::any_of(row,
+                            [&](double x) { return std::isfinite(x) && std::abs(x) > magnitude; }))
+      return true;
   }
-  return largest;
+  return false;
+}
+
+// Duals so large that little is left of the costs' digits beside them.
+bool far_off(std::span<const double> duals, const ArrayView& costs) {
+  double largest = 0;
+  for (const double v : duals) largest = std::max(largest, std::abs(v));
+  return largest > 0 && !any_finite_above(costs, largest * 0x1p-20);
 }
 
 double largest_of(const cpu::AssignmentTarget& target) {
@@ -114,22 +121,15 @@ double largest_of(const cpu::AssignmentTarget& target) {
 template <class T>
 cpu::AssignmentOutcome solve(cpu::AssignmentSolver<T>& solver, const Item& item,
                              std::vector<std::string>& fallbacks) {
-  cpu::AssignmentOutcome outcome = solve_scaled(solver, item, 1);
+  const bool cold = far_off(item.initial_duals, item.costs);
+  if (cold) fallbacks.push_back("initial_duals: too far from the costs; solved without them");
+  cpu::AssignmentOutcome outcome = solve_scaled(solver, cold ? without_duals(item) : item, 1);
   if (outcome.status == Status::not_finite) return outcome;
-  const bool feasible = outcome.status == Status::optimal;
-  if (!item.initial_duals.empty() && feasible) {
-    // Far-off duals leave no digits for the costs.
-    const double rounding = tolerance * outcome.largest_cost;
-    if (!(std::abs(outcome.gap) <= rounding && outcome.violation <= rounding)) {
-      fallbacks.push_back("initial_duals: too far from the costs; solved without them");
-      outcome = solve_scaled(solver, without_duals(item), 1);
-    }
-  }
   // Reduced costs that overflow can look like forbidden pairs, too.
-  const bool overflowed = !feasible || !all_finite(item.target.row_duals) ||
+  const bool overflowed = outcome.status != Status::optimal || !all_finite(item.target.row_duals) ||
                           !all_finite(item.target.column_duals) || !std::isfinite(outcome.gap) ||
                           largest_of(item.target) > comfortable;
-  if (overflowed && std::is_same_v<T, double> && largest_finite(item.costs) > comfortable) {
+  if (overflowed && std::is_same_v<T, double> && any_finite_above(item.costs, comfortable)) {
     fallbacks.push_back("costs near the end of float64's range: solved after scaling");
     outcome = solve_scaled(solver, without_duals(item), shrink);
     for (double& u : item.target.row_duals) u /= shrink;

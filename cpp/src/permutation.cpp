@@ -83,7 +83,7 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
   const SmoothnessDescrambler unrestricted = descramble(covariance, op, {}, context);
   const Matrix<double> c =
       ignores_shift(op, context) ? shifted_moment(covariance) : covariance.second_moment();
-  cpu::OrderSolution found = cpu::smooth_order(op, c, search, context);
+  cpu::OrderSolution found = cpu::smooth_order(unrestricted, c, search, context);
 
   SmoothOrder out;
   out.permutation = std::move(found.order);

@@ -29,11 +29,12 @@ constexpr std::int64_t places(int level) { return capacities[std::size_t(level)]
 // Rows of so many columns are read whole.
 constexpr std::int64_t short_row = 128;
 
-// Bidding settles most rows at a few list readings each, but fights for a column can be long; paths
-// then come cheaper. A path takes some n/3 readings, each about as long as four bids: bidding goes
-// on while it settles one row in n bids. The bids a row between two looks at how many rows are left
-// are fewer where rows are short and paths cheap.
-std::int64_t bids_between_looks(std::int64_t n) { return std::clamp<std::int64_t>(n / 128, 2, 16); }
+// Bidding settles most rows at a few readings each, but fights for a column can be long; paths then
+// come cheaper. After so many bids a row, bidding goes on only where it has settled as many rows,
+// as a path takes some n/3 readings of lists, each about as long as four bids; and eight rows where
+// rows are read whole, as a path's readings are then no longer than bids.
+std::int64_t bids_between_looks(std::int64_t n) { return std::clamp<std::int64_t>(n / 128, 1, 16); }
+constexpr std::int64_t settled_in_whole_rows = 8;
 
 constexpr int bidding_rounds = 8;
 
@@ -254,8 +255,9 @@ template <class T>
 std::vector<std::int32_t> AssignmentSolver<T>::reduce_rows() {
   std::vector<std::int32_t> free(std::size_t(costs_.rows)), later;
   for (std::size_t i = 0; i < free.size(); ++i) free[i] = std::int32_t(i);
-  const std::int64_t settled = bids_between_looks(costs_.rows);
-  const std::int64_t between_looks = settled * costs_.rows;
+  const std::int64_t bids_a_row = bids_between_looks(costs_.rows);
+  const std::int64_t between_looks = bids_a_row * costs_.rows;
+  const std::int64_t settled = whole_rows_ ? settled_in_whole_rows : bids_a_row;
   std::int64_t bids = 0, left_before = costs_.rows;
   bool worthwhile = true;
   for (int round = 0; round < bidding_rounds && !free.empty() && worthwhile; ++round) {
@@ -491,7 +493,6 @@ void AssignmentSolver<T>::finish(AssignmentOutcome& outcome, bool proven) {
     const std::size_t j = std::size_t(x_[std::size_t(i)]);
     u_[std::size_t(i)] = matched_cost_[std::size_t(i)] - v_[j];
     cost.add(matched_cost_[std::size_t(i)]);
-    outcome.largest_cost = std::max(outcome.largest_cost, std::abs(matched_cost_[std::size_t(i)]));
     duals.add(u_[std::size_t(i)]);
   }
   for (const double v : v_) duals.add(v);
@@ -501,11 +502,9 @@ void AssignmentSolver<T>::finish(AssignmentOutcome& outcome, bool proven) {
   const std::int64_t parts = blocks();
   std::vector<double> worst(std::size_t(parts), 0);
   parallel_for(threads_, parts, [&](std::int64_t part) {
-    std::array<double, scan_lanes> lanes;
     for (std::int64_t i = n * part / parts; i < n * (part + 1) / parts; ++i) {
-      scan_.lane_minima(costs_.row(i), v_.data(), m, costs_.sign, lanes.data());
-      worst[std::size_t(part)] =
-          std::max(worst[std::size_t(part)], u_[std::size_t(i)] - std::ranges::min(lanes));
+      const double least = scan_.bid(costs_.row(i), v_.data(), m, costs_.sign).least;
+      worst[std::size_t(part)] = std::max(worst[std::size_t(part)], u_[std::size_t(i)] - least);
     }
   });
   outcome.violation = std::ranges::max(worst);

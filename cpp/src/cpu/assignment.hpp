@@ -29,8 +29,6 @@ struct AssignmentOutcome {
   /// Where a cost is not finite, or which row or column has no allowed partner left.
   std::int64_t row = -1, column = -1;
   double cost = 0;
-  /// The largest assigned cost in magnitude.
-  double largest_cost = 0;
   /// Cost less the sum of the duals.
   double gap = 0;
   /// The largest u_i + v_j - s c_ij.

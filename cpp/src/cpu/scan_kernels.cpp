@@ -14,6 +14,15 @@ namespace {
 
 constexpr double infinity = __builtin_inf();
 
+// In a tree, which vectorises; the lanes are lost.
+template <int width>
+double least_of(double (&lanes)[width]) {
+  for (int half = width / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l)
+      lanes[l] = lanes[l + half] < lanes[l] ? lanes[l + half] : lanes[l];
+  return lanes[0];
+}
+
 template <class T>
 double survey(const T* row, std::int64_t m, double s, double* least, bool* bad) {
   double lanes[scan_lanes];
@@ -26,14 +35,13 @@ double survey(const T* row, std::int64_t m, double s, double* least, bool* bad) 
       odd |= !(x > -infinity);
       if (least != nullptr) least[j + l] = x < least[j + l] ? x : least[j + l];
     }
-  double lowest = infinity;
+  double lowest = least_of(lanes);
   for (; j < m; ++j) {
     const double x = s * double(row[j]);
     lowest = x < lowest ? x : lowest;
     odd |= !(x > -infinity);
     if (least != nullptr) least[j] = x < least[j] ? x : least[j];
   }
-  for (const double lane : lanes) lowest = lane < lowest ? lane : lowest;
   if (odd != 0) *bad = true;
   return lowest;
 }
@@ -71,7 +79,7 @@ double relax(const T* row, const double* v, std::int64_t m, double s, double off
       distance[j + l] = nearer;
       lanes[l] = open < lanes[l] ? open : lanes[l];
     }
-  double lowest = infinity;
+  double lowest = least_of(lanes);
   for (; j < m; ++j) {
     const double d = (s * double(row[j]) - v[j]) + offset;
     if (d < distance[j]) {
@@ -80,7 +88,6 @@ double relax(const T* row, const double* v, std::int64_t m, double s, double off
     }
     if (distance[j] > -infinity && distance[j] < lowest) lowest = distance[j];
   }
-  for (const double lane : lanes) lowest = lane < lowest ? lane : lowest;
   return lowest;
 }
 
@@ -126,11 +133,16 @@ Bid bid_row(const T* row, const double* v, std::int64_t m, double s) {
     out.second = loser < out.second ? loser : out.second;
     out.least = x < out.least ? x : out.least;
   }
-  for (; out.place + 8 <= m; out.place += 8) {
-    const __mmask8 here =
-        _mm512_cmp_pd_mask(reduced(out.place), _mm512_set1_pd(out.least), _CMP_EQ_OQ);
-    if (here != 0) {
-      out.place += __builtin_ctz(here);
+  // Four vectors at a time: a branch for each would be mispredicted as often as not.
+  const __m512d least = _mm512_set1_pd(out.least);
+  const auto here = [&](std::int64_t at) {
+    return unsigned(_mm512_cmp_pd_mask(reduced(at), least, _CMP_EQ_OQ));
+  };
+  for (; out.place + 32 <= m; out.place += 32) {
+    const std::int64_t at = out.place;
+    const unsigned bits = here(at) | here(at + 8) << 8 | here(at + 16) << 16 | here(at + 24) << 24;
+    if (bits != 0) {
+      out.place += __builtin_ctz(bits);
       return out;
     }
   }

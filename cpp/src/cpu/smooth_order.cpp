@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/assignment.hpp"
 #include "cpu/one_tree.hpp"
 #include "cpu/operators.hpp"
 #include "cpu/order.hpp"
@@ -279,11 +280,20 @@ OrderSolution by_circulant(OrderProblem window, const Matrix<double>& l, const M
   return out;
 }
 
-OrderSolution by_quadratic_assignment(Matrix<double> l, const Matrix<double>& c,
-                                      const SearchOptions& search, const Context& context) {
+// Where Frank-Wolfe steps take too long, the permutation nearest to the orthogonal solution is the
+// first start.
+OrderSolution by_quadratic_assignment(const SmoothnessDescrambler& orthogonal,
+                                      const Matrix<double>& c, const SearchOptions& search,
+                                      const Context& context) {
   const std::int64_t n = c.rows();
-  const QuadraticProblem problem{std::move(l), c.copy(), n};
-  QuadraticSolution solution = solve_quadratic(problem, std::nullopt, search, context);
+  std::optional<Order> start;
+  if (n > tabu_size) {
+    std::vector<double> duals;
+    start.emplace();
+    assign(orthogonal.matrix(), true, duals, *start, context);
+  }
+  const QuadraticProblem problem{dense(orthogonal.op, context), c.copy(), n};
+  QuadraticSolution solution = solve_quadratic(problem, start, search, context);
   OrderSolution out;
   out.driver = std::move(solution.driver);
   out.order = std::move(solution.columns);
@@ -294,8 +304,9 @@ OrderSolution by_quadratic_assignment(Matrix<double> l, const Matrix<double>& c,
 
 }  // namespace
 
-OrderSolution smooth_order(const Operator& op, const Matrix<double>& c, const SearchOptions& search,
-                           const Context& context) {
+OrderSolution smooth_order(const SmoothnessDescrambler& orthogonal, const Matrix<double>& c,
+                           const SearchOptions& search, const Context& context) {
+  const Operator& op = orthogonal.op;
   const std::int64_t n = op.size();
   const Pattern pattern = op.impl().pattern;
   const bool circulant = pattern == Pattern::circulant;
@@ -318,7 +329,7 @@ OrderSolution smooth_order(const Operator& op, const Matrix<double>& c, const Se
   if (circulant)
     return by_circulant({d, alternate ? weights : window_like(op), true}, dense(op, context), c,
                         search, context);
-  return by_quadratic_assignment(dense(op, context), c, search, context);
+  return by_quadratic_assignment(orthogonal, c, search, context);
 }
 
 }  // namespace descramble_fast::cpu

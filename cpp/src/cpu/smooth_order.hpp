@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "descramble_fast/assignment.hpp"
-#include "descramble_fast/operators.hpp"
+#include "descramble_fast/descrambler.hpp"
 #include "descramble_fast/view.hpp"
 
 namespace descramble_fast::cpu {
@@ -19,8 +19,8 @@ struct OrderSolution {
   std::string driver;
 };
 
-/// An order of the neurons with small tr(L P C P^T).
-OrderSolution smooth_order(const Operator& op, const Matrix<double>& c, const SearchOptions& search,
-                           const Context& context);
+/// An order of the neurons with small tr(L P C P^T), L the operator of the orthogonal solution.
+OrderSolution smooth_order(const SmoothnessDescrambler& orthogonal, const Matrix<double>& c,
+                           const SearchOptions& search, const Context& context);
 
 }  // namespace descramble_fast::cpu
