@@ -191,16 +191,15 @@ void report(const cpu::AssignmentOutcome& outcome, const ArrayView& matrix, bool
             const std::string& where) {
   std::int64_t row = outcome.row, column = outcome.column;
   if (transposed) std::swap(row, column);
-  const bool by_row = row >= 0;
   if (outcome.status == Status::not_finite) {
     const double value = to_float64(matrix.item(row * matrix.columns() + column, 0))(0, 0);
     throw InvalidArgument(
         message("cost: ", std::isnan(value) ? "NaN" : "infinity of the wrong sign", " (", value,
                 ") at row ", row, ", column ", column, where));
   }
-  throw InvalidArgument(message("cost: infeasible", where, ": ", by_row ? "row " : "column ",
-                                by_row ? row : column,
-                                " cannot be assigned without a forbidden pair"));
+  // The longer side may have lines left out; all of the shorter one must be assigned.
+  throw InvalidArgument(message("cost: infeasible", where, ": ", transposed ? "column " : "row ",
+                                outcome.row, " cannot be assigned without a forbidden pair"));
 }
 
 template <class T>

@@ -123,10 +123,7 @@ std::int64_t AssignmentSolver<T>::survey(AssignmentOutcome& outcome, bool& disti
   for (std::int64_t part = 1; part < parts; ++part)
     for (std::int64_t j = 0; j < m; ++j) least(0, j) = std::min(least(0, j), least(part, j));
   for (std::int64_t i = 0; i < n && outcome.row < 0; ++i)
-    if (u_[std::size_t(i)] == infinity) outcome = {AssignmentOutcome::Status::infeasible_row, i};
-  for (std::int64_t j = 0; n == m && j < m && outcome.row < 0 && outcome.column < 0; ++j)
-    if (least(0, j) == infinity) outcome = {AssignmentOutcome::Status::infeasible_column, -1, j};
-
+    if (u_[std::size_t(i)] == infinity) outcome = {AssignmentOutcome::Status::infeasible, i};
   std::ranges::fill(y_, -1);
   distinct = true;
   for (std::int64_t i = 0; i < n; ++i) {
@@ -134,7 +131,9 @@ std::int64_t AssignmentSolver<T>::survey(AssignmentOutcome& outcome, bool& disti
     distinct = distinct && owner < 0;
     owner = std::int32_t(i);
   }
-  std::copy_n(least.row(0), m, v_.begin());
+  // A column without allowed pairs stays out of every list; some row will find no other.
+  std::ranges::transform(std::span(least.row(0), std::size_t(m)), v_.begin(),
+                         [](double x) { return x == infinity ? 0 : x; });
   return -1;
 }
 
@@ -558,7 +557,7 @@ AssignmentOutcome AssignmentSolver<T>::solve(const Costs<T>& costs,
   offset_.resize(n);
   for (const std::int32_t row : reduce_rows())
     if (!augment(row)) {
-      outcome.status = AssignmentOutcome::Status::infeasible_row;
+      outcome.status = AssignmentOutcome::Status::infeasible;
       outcome.row = row;
       return outcome;
     }

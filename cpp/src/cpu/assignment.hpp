@@ -24,9 +24,9 @@ struct Costs {
 };
 
 struct AssignmentOutcome {
-  enum class Status { optimal, not_finite, infeasible_row, infeasible_column };
+  enum class Status { optimal, not_finite, infeasible };
   Status status = Status::optimal;
-  /// Where a cost is not finite, or which row or column has no allowed partner left.
+  /// Where a cost is not finite, or which row has no allowed partner left.
   std::int64_t row = -1, column = -1;
   double cost = 0;
   /// Cost less the sum of the duals.
