@@ -824,11 +824,12 @@ QuadraticSolution solve_quadratic(const QuadraticProblem& problem,
   if (initial) out.columns = *initial;
   out.driver = "none needed";
   if (m < 2) return out;
-  out.driver = m >= large ? "Frank-Wolfe, swap descent" : "Frank-Wolfe";
-  if (planned_steps(m) > 0) out.driver += ", tabu search";
-
   const int threads = threads_of(context);
   const std::int64_t count = std::max<std::int64_t>(1, search.restarts) * searches_per_restart(m);
+  // A given start stands in for the first search's Frank-Wolfe steps.
+  out.driver = initial && count == 1 ? "given start" : "Frank-Wolfe";
+  if (m >= large) out.driver += ", swap descent";
+  if (planned_steps(m) > 0) out.driver += ", tabu search";
   Random random(search.seed);
   std::vector<std::unique_ptr<Restart>> searches;
   for (std::int64_t i = 0; i < count; ++i)
