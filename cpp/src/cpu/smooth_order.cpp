@@ -193,13 +193,24 @@ std::vector<double> window_like(const Operator& op) {
   return {15, -6, 1};
 }
 
-// The best of the restarts' orders and the given one.
-template <class One, class Cost>
-void take_best(OrderSolution& out, std::int64_t n,
-               const std::vector<std::unique_ptr<Restart>>& restarts, const Cost& cost_of) {
+// Runs restarts of a kind, and takes the best of their orders and the given one.
+template <class One, class Cost, class... More>
+void search_orders(OrderSolution& out, const OrderProblem& problem, const Neighbours& neighbours,
+                   std::int64_t steps_after_kicks, const Cost& cost_of, const SearchOptions& search,
+                   const Context& context, const More&... more) {
+  const std::int64_t n = problem.distance.rows(), kicks = default_kicks(problem);
+  std::vector<std::unique_ptr<Restart>> restarts;
+  Random random(search.seed);
+  for (std::int64_t i = 0; i < restarts_of(search, n); ++i)
+    restarts.push_back(std::make_unique<One>(problem, neighbours, random.next(), kicks, more...));
   out.order.resize(std::size_t(n));
   std::iota(out.order.begin(), out.order.end(), 0);
   double least = cost_of(out.order);
+  const RestartsReport report =
+      run_restarts(restarts, (kicks + steps_after_kicks) * std::int64_t(restarts.size()), least,
+                   search, context);
+  out.steps = report.steps;
+  out.stopped = report.stopped;
   for (const auto& restart : restarts) {
     Order order = static_cast<const One&>(*restart).order();
     if (order.empty()) continue;  // not begun
@@ -209,13 +220,6 @@ void take_best(OrderSolution& out, std::int64_t n,
       out.order = std::move(order);
     }
   }
-}
-
-void run(OrderSolution& out, const std::vector<std::unique_ptr<Restart>>& restarts,
-         std::int64_t planned, double known, const SearchOptions& search, const Context& context) {
-  const RestartsReport report = run_restarts(restarts, planned, known, search, context);
-  out.steps = report.steps;
-  out.stopped = report.stopped;
 }
 
 // The 1-tree tells which neurons are likely to stand side by side, better than their distances.
@@ -234,7 +238,6 @@ Ground ground_of(const Matrix<double>& d, bool periodic, int degree, const Conte
 }
 
 OrderSolution by_window(OrderProblem problem, const SearchOptions& search, const Context& context) {
-  const std::int64_t n = problem.distance.rows();
   const bool first_difference = problem.weights.size() == 1;
   OrderSolution out;
   out.driver = problem.periodic ? "tour" : "path";
@@ -242,19 +245,10 @@ OrderSolution by_window(OrderProblem problem, const SearchOptions& search, const
                             first_difference ? tour_degree : window_degree, context);
   if (first_difference) out.tree_bound = ground.tree.bound;
   problem.potentials = std::move(ground.tree.potentials);
-  std::vector<std::unique_ptr<Restart>> restarts;
-  const std::int64_t kicks = default_kicks(problem);
-  Random random(search.seed);
-  for (std::int64_t i = 0; i < restarts_of(search, n); ++i)
-    restarts.push_back(
-        std::make_unique<WindowRestart>(problem, ground.neighbours, random.next(), kicks));
-  Order given(static_cast<std::size_t>(n));
-  std::iota(given.begin(), given.end(), 0);
   const auto cost_of = [&](const Order& order) {
     return order_cost(problem, std::vector<int>(order.begin(), order.end()));
   };
-  run(out, restarts, kicks * std::int64_t(restarts.size()), cost_of(given), search, context);
-  take_best<WindowRestart>(out, n, restarts, cost_of);
+  search_orders<WindowRestart>(out, problem, ground.neighbours, 0, cost_of, search, context);
   return out;
 }
 
@@ -265,18 +259,10 @@ OrderSolution by_circulant(OrderProblem window, const Matrix<double>& l, const M
   out.driver = n > tabu_size ? "tour, swap descent" : "tour, swap descent, tabu search";
   Ground ground = ground_of(window.distance, true, window_degree, context);
   window.potentials = std::move(ground.tree.potentials);
-  std::vector<std::unique_ptr<Restart>> restarts;
-  const std::int64_t kicks = default_kicks(window);
-  Random random(search.seed);
-  for (std::int64_t i = 0; i < restarts_of(search, n); ++i)
-    restarts.push_back(
-        std::make_unique<CirculantRestart>(window, ground.neighbours, random.next(), kicks, l, c));
-  Order given(static_cast<std::size_t>(n));
-  std::iota(given.begin(), given.end(), 0);
   const auto cost_of = [&](const Order& order) { return quadratic_cost(l, c, order); };
-  const std::int64_t planned = kicks + (n > tabu_size ? 0 : CirculantRestart::tabu_steps(n));
-  run(out, restarts, planned * std::int64_t(restarts.size()), cost_of(given), search, context);
-  take_best<CirculantRestart>(out, n, restarts, cost_of);
+  search_orders<CirculantRestart>(out, window, ground.neighbours,
+                                  n > tabu_size ? 0 : CirculantRestart::tabu_steps(n), cost_of,
+                                  search, context, l, c);
   return out;
 }
 
