@@ -123,12 +123,12 @@ void check_collect(const cpu::RowScan<T>& scan, const Row<T>& row, double sign, 
 }
 
 template <class T>
-void check_row_scans(const cpu::ScanKernels& variant, const cpu::RowScan<T>& scan) {
+void check_row_scans(cpu::Simd level, const cpu::RowScan<T>& scan) {
   std::mt19937_64 engine(1);
   for (std::int64_t m = 0; m <= 200; ++m)
     for (const Kind kind : {Kind::smooth, Kind::ties, Kind::forbidden})
       for (const double sign : {1.0, -1.0}) {
-        SCOPED_TRACE(std::string(variant.name) + ", length " + std::to_string(m));
+        SCOPED_TRACE(std::string(cpu::name(level)) + ", length " + std::to_string(m));
         const Row<T> row = random_row<T>(m, kind, sign, engine);
         check_survey(scan, row, sign);
         check_survey_of_bad(scan, row, sign, engine);
@@ -140,10 +140,11 @@ void check_row_scans(const cpu::ScanKernels& variant, const cpu::RowScan<T>& sca
 }
 
 TEST(Scan, EveryVariantReadsRowsAsPlainCodeDoes) {
-  ASSERT_GE(cpu::scan_variants().size(), 1u);
-  for (const cpu::ScanKernels* variant : cpu::scan_variants()) {
-    check_row_scans(*variant, variant->single);
-    check_row_scans(*variant, variant->wide);
+  const auto variants = cpu::scan_variants(cpu::simd_levels().back());
+  ASSERT_GE(variants.size(), 1u);
+  for (const auto& [level, kernels] : variants) {
+    check_row_scans(level, kernels->single);
+    check_row_scans(level, kernels->wide);
   }
 }
 
@@ -216,16 +217,16 @@ void check_reach(const cpu::ListScan& scan, const List& list, double offset, dou
 }
 
 TEST(Scan, EveryVariantReadsListsAsPlainCodeDoes) {
-  for (const cpu::ScanKernels* variant : cpu::scan_variants()) {
+  for (const auto& [level, kernels] : cpu::scan_variants(cpu::simd_levels().back())) {
     std::mt19937_64 engine(2);
     for (std::int64_t length = 0; length <= 200; ++length)
       for (const Kind kind : {Kind::smooth, Kind::ties, Kind::forbidden}) {
-        SCOPED_TRACE(std::string(variant->name) + ", length " + std::to_string(length));
+        SCOPED_TRACE(std::string(cpu::name(level)) + ", length " + std::to_string(length));
         const List list = random_list(length, kind, engine);
-        check_bid(variant->list, list);
+        check_bid(kernels->list, list);
         for (const double limit : {-infinity, 0.0, 1.0, infinity})
           for (const double offset : {0.0, 0.3, -2.0})
-            check_reach(variant->list, list, offset, limit);
+            check_reach(kernels->list, list, offset, limit);
         if (HasFailure()) return;
       }
   }

@@ -1,11 +1,6 @@
 #include "cpu/scan.hpp"
 
-#include <cstdlib>
-#include <string>
-#include <vector>
-
-#include "descramble_fast/error.hpp"
-#include "message.hpp"
+#include <array>
 
 namespace descramble_fast::cpu {
 
@@ -15,32 +10,15 @@ extern const ScanKernels scan_avx2;
 extern const ScanKernels scan_avx512;
 #endif
 
-std::span<const ScanKernels* const> scan_variants() {
-  static const std::vector<const ScanKernels*> variants = [] {
-    std::vector<const ScanKernels*> out{&scan_baseline};
+std::span<const Variant<ScanKernels>> scan_variants(Simd level) {
+  static constexpr auto all = std::to_array<Variant<ScanKernels>>({
+      {Simd::baseline, &scan_baseline},
 #if defined(DESCRAMBLE_FAST_X86)
-    if (__builtin_cpu_supports("avx2")) out.push_back(&scan_avx2);
-    if (__builtin_cpu_supports("avx512f")) out.push_back(&scan_avx512);
+      {Simd::avx2, &scan_avx2},
+      {Simd::avx512, &scan_avx512},
 #endif
-    return out;
-  }();
-  return variants;
-}
-
-const ScanKernels& scan_kernels() {
-  static const ScanKernels& chosen = []() -> const ScanKernels& {
-    const char* const wanted = std::getenv("DESCRAMBLE_FAST_SIMD");
-    std::string names;
-    for (const ScanKernels* variant : scan_variants()) {
-      if (wanted != nullptr && std::string(wanted) == variant->name) return *variant;
-      names += message(names.empty() ? "" : ", ", variant->name);
-    }
-    if (wanted != nullptr && *wanted != '\0')
-      throw InvalidArgument(message("DESCRAMBLE_FAST_SIMD: got \"", wanted,
-                                    "\", expected one that this processor runs: ", names));
-    return *scan_variants().back();
-  }();
-  return chosen;
+  });
+  return up_to<ScanKernels>(level, all);
 }
 
 template <>

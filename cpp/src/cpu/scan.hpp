@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <span>
 
+#include "cpu/simd.hpp"
+
 namespace descramble_fast::cpu {
 
 inline constexpr int scan_lanes = 64;
@@ -49,17 +51,15 @@ struct ListScan {
 };
 
 struct ScanKernels {
-  const char* name;
   RowScan<float> single;
   RowScan<double> wide;
   ListScan list;
 };
 
-/// Those that this processor can run, the slowest first.
-std::span<const ScanKernels* const> scan_variants();
+/// The builds that a processor of this level can run, the slowest first.
+std::span<const Variant<ScanKernels>> scan_variants(Simd level);
 
-/// The fastest, or the one named by DESCRAMBLE_FAST_SIMD.
-const ScanKernels& scan_kernels();
+inline const ScanKernels& scan_kernels() { return *scan_variants(simd_level()).back().kernels; }
 
 template <class T>
 const RowScan<T>& row_scan();

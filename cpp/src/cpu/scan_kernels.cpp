@@ -1,4 +1,4 @@
-// Built once for each instruction set, with DESCRAMBLE_FAST_SCAN naming the table. Nothing here may
+// Built once for each instruction set, with DESCRAMBLE_FAST_KERNELS naming the table. Nothing here may
 // come from a header as an inline function: the linker could keep the copy of another build.
 #include "cpu/scan.hpp"
 
@@ -8,7 +8,7 @@
 
 namespace descramble_fast::cpu {
 
-extern const ScanKernels DESCRAMBLE_FAST_SCAN;
+extern const ScanKernels DESCRAMBLE_FAST_KERNELS;
 
 namespace {
 
@@ -320,14 +320,7 @@ std::int64_t reach(const double* costs, const std::int32_t* columns, std::int64_
 
 }  // namespace
 
-const ScanKernels DESCRAMBLE_FAST_SCAN{
-#if defined(__AVX512F__)
-    "avx512",
-#elif defined(__AVX2__)
-    "avx2",
-#else
-    "baseline",
-#endif
+const ScanKernels DESCRAMBLE_FAST_KERNELS{
     {survey<float>, lane_minima<float>, collect<float>, bid_row<float>, relax<float>},
     {survey<double>, lane_minima<double>, collect<double>, bid_row<double>, relax<double>},
     {bid, reach}};
