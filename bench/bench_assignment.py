@@ -1,19 +1,12 @@
-"""Exact linear assignment: this library beside scipy and every solver of lapx, in one run.
+"""Exact linear assignment: this library beside scipy and every solver of lapx.
 
 Costs are uniform, similarities of noisy copies (neurons of two similar networks), or
 similarities of independent Gaussian features; float64 and float32; n = 256, 1024, 4096; and a
 batch of small problems. This library's answer is checked by its duals, and every peer's cost,
 summed in float64 from its assignment, against it, before anything is timed.
-
-Run ``python bench/bench_assignment.py``; ``--quick`` for a short look, ``--json FILE`` to keep
-the numbers with the machine data, ``--markdown`` for the tables of the documentation.
 """
 
-# ruff: noqa: I001 (harness sets the environment before numpy is imported)
 from __future__ import annotations
-
-import harness
-from harness import Measurement, Method, duration, require, times, verdict
 
 import math
 import sys
@@ -27,6 +20,11 @@ from scipy.optimize import linear_sum_assignment
 
 import descramble_fast as df
 
+from . import harness
+from .harness import Family, Measurement, Method, Run, require
+from .machine import optional
+from .report import OURS, Report, Table, duration, times, verdict
+
 Costs = NDArray[np.floating[Any]]
 Columns = NDArray[np.int64]
 Solver = Callable[[Costs], Columns]
@@ -35,8 +33,6 @@ AGREEMENT = 1e-9  # relative difference allowed between the costs of exact metho
 SINGLE = 1e-4  # the same for solvers that work in float32
 CELL_TARGET, MEAN_TARGET = 1.3, 1.5
 LOOP_TARGET, BATCH_TARGET = 4.0, 1.5
-OURS = "descramble_fast"
-PACKAGES = ("numpy", "scipy", "lapx", "descramble_fast")
 SIZES = (256, 1024, 4096)
 LARGE = 2048  # from here on peers run in a process of their own, which can be ended
 LIMIT = 60.0  # seconds; a peer expected to take longer is skipped
@@ -80,7 +76,7 @@ def independent(features: int) -> Callable[[int, np.random.Generator], NDArray[n
     return make
 
 
-FAMILIES: dict[str, Callable[[int, np.random.Generator], NDArray[np.float64]]] = {
+COSTS: dict[str, Callable[[int, np.random.Generator], NDArray[np.float64]]] = {
     "uniform": uniform,
     "noisy copies": noisy_copy(512, 1.0),
     "independent, d = 64": independent(64),
@@ -98,7 +94,7 @@ FAMILY_NOTES = (
 
 def make_costs(family: str, n: int, dtype: str) -> Costs:
     """Cost matrix of one cell, the same in every run; float32 is the float64 one, rounded."""
-    costs = FAMILIES[family](n, np.random.default_rng(n))
+    costs = COSTS[family](n, np.random.default_rng(n))
     return np.ascontiguousarray(costs, dtype=dtype)
 
 
@@ -122,7 +118,7 @@ def scipy_solver(costs: Costs) -> Columns:
 
 def lapx_solvers(dtype: str) -> dict[str, Solver]:
     """Every exact solver of lapx, working in the given precision where it lets one choose."""
-    lap = harness.optional("lap")
+    lap = optional("lap")
     if lap is None:
         return {}
 
@@ -269,12 +265,12 @@ def run_cell(family: str, dtype: str, n: int, rounds: int, growth: Growth) -> Ce
     best = min(seconds.values(), default=0.0)
     near = {name for name, value in seconds.items() if value <= NEAR * best}
     solvers = {OURS: ours} | peer_solvers(dtype)
-    methods = [Method(OURS, "costs", bind(ours, costs))]
-    methods += [Method(name, "costs", bind(solvers[name], costs)) for name in near]
-    measured = harness.measure(methods, rounds, warm_up=n < LARGE)
+    methods = [Method(OURS, bind(ours, costs))]
+    methods += [Method(name, bind(solvers[name], costs)) for name in near]
+    measured = harness.measure(methods, rounds=rounds)
     mine = measured[0]
     for name in seconds.keys() - near:
-        method = Method(name, "costs", bind(solvers[name], costs), slow=True)
+        method = Method(name, bind(solvers[name], costs), slow=True)
         measured.append(Measurement(method, seconds=[seconds[name]]))
     rows = [make_row(entry, mine, excess.get(entry.method.name, 0.0)) for entry in measured] + lost
     order = (OURS, *PEERS)
@@ -318,7 +314,7 @@ def batch_solvers(dtype: str) -> dict[str, Callable[[Costs], list[Columns]]]:
         return list(np.asarray(df.linear_assignment(costs).columns))
 
     solvers: dict[str, Callable[[Costs], list[Columns]]] = {OURS: ours_batched, "scipy loop": loop}
-    lap = harness.optional("lap")
+    lap = optional("lap")
     if lap is None:
         return solvers
 
@@ -350,8 +346,8 @@ def run_batch(dtype: str, count: int, n: int, rounds: int) -> dict[str, Any]:
     def run(solve: Callable[[Costs], list[Columns]]) -> Callable[[], list[Columns]]:
         return lambda: solve(costs)
 
-    methods = [Method(name, "costs", run(solve)) for name, solve in solvers.items()]
-    measured = harness.measure(methods, rounds)
+    methods = [Method(name, run(solve)) for name, solve in solvers.items()]
+    measured = harness.measure(methods, rounds=rounds)
     rows = [make_row(entry, measured[0], excess[entry.method.name]) for entry in measured]
     return {"dtype": dtype, "count": count, "n": n, "rows": [asdict(row) for row in rows]}
 
@@ -410,8 +406,8 @@ def row_text(row: dict[str, Any]) -> str:
     return duration(row["seconds"]) + mark
 
 
-def cell_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the table of single problems."""
+def cell_table(report: Report) -> Table:
+    """Single problems."""
     headings = [
         "costs",
         "precision",
@@ -436,11 +432,11 @@ def cell_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             label = verdict(mean >= MEAN_TARGET) + f" ({MEAN_TARGET}x)"
             lines.append([f"geometric mean of the first {len(TARGETED)} families", dtype])
             lines[-1] += [*blank, times(mean), label]
-    return headings, lines
+    return Table(headings, lines)
 
 
-def batch_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the table of batches."""
+def batch_table(report: Report) -> Table:
+    """Batches."""
     headings = ["batch", "precision", "method", "time", "vs ours", "target"]
     lines = []
     for batch in report["batches"]:
@@ -452,85 +448,51 @@ def batch_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 label = "-"
             shown = [row["method"], row_text(row), times(row["ratio"]), label]
             lines.append([name, batch["dtype"], *shown])
-    return headings, lines
+    return Table(headings, lines, left=3)
 
 
-def footnotes(report: dict[str, Any]) -> list[str]:
-    """List a report's notes, with one on inexact answers where there are any."""
-    rows = [row for part in ("cells", "batches") for c in report[part] for row in c["rows"]]
+def inexact(found: Report) -> list[str]:
+    """Explain the mark of inexact answers, where there are any."""
+    rows = [row for part in ("cells", "batches") for c in found[part] for row in c["rows"]]
     worst = max((row["excess"] or 0.0 for row in rows), default=0.0)
-    if worst <= AGREEMENT:
-        return list(report["notes"])
-    return [*report["notes"], f"* a cost above the optimum, at most by {worst:.1e} of it."]
+    return [f"* a cost above the optimum, at most by {worst:.1e} of it."] * (worst > AGREEMENT)
 
 
-def tables(report: dict[str, Any]) -> dict[str, str]:
-    """Markdown tables of a report, by the name of their place in the documentation."""
-    notes = "\n".join(f"- {note}" for note in footnotes(report))
-    where = harness.machine_line(report["machine"])
-    return {
-        "assignment": harness.markdown_table(*cell_table(report)),
-        "assignment-batch": harness.markdown_table(*batch_table(report), left=3),
-        "assignment-notes": notes + "\n\n" + where,
-    }
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print plain-text tables and the verdict."""
-    print("\n" + harness.text_table(*cell_table(report)))
-    print("\n" + harness.text_table(*batch_table(report), left=3))
-    print("\n" + "\n".join(footnotes(report)))
-    short = [t for t in report["targets"] if not t["met"]]
-    print(f"\n{len(report['targets']) - len(short)} of {len(report['targets'])} targets met")
-    for target in short:
-        print(f"  short: {target['target']}: {target['value']:.2f}x of {target['least']}x")
+def tables(report: Report) -> dict[str, Table]:
+    """Tables by their names."""
+    return {"assignment": cell_table(report), "assignment-batch": batch_table(report)}
 
 
 # ----------------------------------------------------------------------------------- main
 
 
-def plan(quick: bool, largest: int) -> list[tuple[str, str, int, int]]:
+def plan(quick: bool) -> list[tuple[str, str, int, int]]:
     """Cells with their numbers of rounds; families without targets in float64 only."""
-    sizes = [n for n in SIZES if n <= (min(largest, 1024) if quick else largest)]
+    sizes = SIZES[:2] if quick else SIZES
     rounds = {256: 15, 1024: 7, 4096: 3}
     return [
         (family, dtype, n, 3 if quick else rounds[n])
         for dtype in ("float64", "float32")
-        for family in FAMILIES
+        for family in COSTS
         for n in sizes
         if dtype == "float64" or family in TARGETED
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print its report."""
-    parser = harness.parser(__doc__)
-    parser.add_argument("--largest", type=int, default=SIZES[-1], help="largest n (default 4096)")
-    options = parser.parse_args(arguments)
-    facts = harness.machine(PACKAGES)
-    harness.print_machine(facts)
+def run(settings: Run) -> Report:
+    """Solve everything; this family's part of the report."""
     growth = Growth()
     cells = []
-    for family, dtype, n, rounds in plan(options.quick, options.largest):
+    for family, dtype, n, rounds in plan(settings.quick):
         cells.append(run_cell(family, dtype, n, rounds, growth))
         fastest = f"{times(cells[-1].ratio)} {cells[-1].fastest}" if cells[-1].fastest else ""
         print(f"{family}, {dtype}, n = {n}: {fastest}", file=sys.stderr, flush=True)
     df.set_num_threads(THREADS)
-    count = 100 if options.quick else 1000
+    count = 100 if settings.quick else 1000
     batches = [run_batch(d, count, 64, 5) for d in ("float64", "float32")]
-    report = harness.header("assignment", facts) | {
-        "cells": [asdict(cell) for cell in cells],
-        "batches": batches,
-        "notes": list(NOTES),
-    }
-    report["targets"] = targets(report)
-    if options.markdown:
-        print("\n" + "\n\n".join(tables(report).values()))
-    else:
-        print_report(report)
-    harness.write_json(options.json, report)
-    return 0
+    df.set_num_threads(0)
+    found: Report = {"cells": [asdict(cell) for cell in cells], "batches": batches}
+    return found | {"notes": [*NOTES, *inexact(found)], "targets": targets(found)}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+FAMILIES = {"assignment": Family(run, tables)}

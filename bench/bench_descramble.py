@@ -1,30 +1,26 @@
-"""Smoothness descrambling of one real layer: this library beside its competitors, in one run.
+"""Smoothness descrambling of one real layer: this library beside its competitors.
 
 The problem is layer 1 of the embedded DEER network (256 -> 80 -> 256): 80 neurons, their
 preactivations over the embedded traces, and the spectral second derivative as roughness.
 Every solver is judged on one second moment by one cost function.
-
-Run ``python bench/bench_descramble.py``; ``--quick`` for a short look, ``--json FILE`` to keep
-the numbers with the machine data, ``--markdown`` for the table of the README.
 """
 
-# ruff: noqa: I001 (harness sets the environment before numpy is imported)
 from __future__ import annotations
 
-import harness
-from harness import Measurement, Method, duration, layer_samples, ratio, require, times
-
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import peers
 from numpy.typing import NDArray
 
 import descramble_fast as df
+
+from . import harness, peers
+from .harness import Family, Measurement, Method, Run, layer_samples, ratio, require
+from .machine import version
+from .report import Report, Table, duration, times
 
 Array = NDArray[np.float64]
 
@@ -81,58 +77,6 @@ def make_problem(samples: NDArray[np.float32]) -> Problem:
     return Problem(samples, covariance, C, L, optimum, peers.smoothness_cost(L, C, np.eye(n)))
 
 
-# -------------------------------------------------------------------------------- methods
-
-
-def our_methods(problem: Problem) -> list[Method]:
-    """Both entries into this library."""
-    return [
-        Method(OURS_SAMPLES, "samples", lambda: df.descramble(problem.samples), exact=True),
-        Method(OURS_MOMENT, "moment", lambda: df.descramble(problem.covariance), exact=True),
-    ]
-
-
-def direct_peers(problem: Problem) -> list[Method]:
-    """Plain numpy, from the moment and from the samples in both precisions."""
-    L, C, start = problem.L, problem.C, problem.identity
-
-    def from_moment() -> peers.PeerResult:
-        return peers.plain_numpy(L, C, start, basis=peers.fourier_modes)
-
-    def from_samples(dtype: type[np.floating[Any]]) -> Callable[[], peers.PeerResult]:
-        return lambda: peers.plain_numpy_from_samples(L, C, problem.samples, dtype=dtype)
-
-    double, single = from_samples(np.float64), from_samples(np.float32)
-    return [
-        Method("plain numpy, float64 moment", "samples", double, double),
-        Method("plain numpy, float32 moment", "samples", single, single),
-        Method("plain numpy", "moment", from_moment, from_moment, exact=True),
-    ]
-
-
-def iterative_peers(problem: Problem, caps: Sequence[int], max_seconds: float) -> list[Method]:
-    """List the published optimiser at each cap, and the Riemannian solver if installed."""
-    L, C, start = problem.L, problem.C, problem.identity
-    target = problem.optimum * (1 + TARGET)
-
-    def cayley(cap: int) -> Callable[[], peers.PeerResult]:
-        return lambda: peers.iterative_cayley(L, C, start, max_iterations=cap)
-
-    def riemannian(cap: int, limit: float) -> Callable[[], peers.PeerResult]:
-        return lambda: peers.riemannian_trust_regions(
-            L, C, start, target=target, max_iterations=cap, max_seconds=limit
-        )
-
-    methods = [
-        Method(f"Cayley + L-BFGS, {cap} iterations", "moment", cayley(cap), cayley(50), slow=True)
-        for cap in caps
-    ]
-    if harness.version("pymanopt"):
-        run, trial = riemannian(100_000, max_seconds), riemannian(20, max_seconds)
-        methods.append(Method("pymanopt TrustRegions", "moment", run, trial, slow=True))
-    return methods
-
-
 # --------------------------------------------------------------------------------- checks
 
 
@@ -142,33 +86,82 @@ def excess(problem: Problem, result: Any) -> float:
     return peers.smoothness_cost(problem.L, problem.C, P) / problem.optimum - 1
 
 
-def check(problem: Problem, method: Method, result: Any) -> None:
+def check(problem: Problem, result: Any, exact: bool = False) -> float:
     """Require orthogonality, agreement of the exact methods, and that nobody beats the bound."""
     P = np.asarray(result.matrix, dtype=np.float64)
     orthogonality = float(np.abs(P @ P.T - np.eye(len(P))).max())
-    require(orthogonality <= 1e-9, f"{method.name}: P P^T - I reaches {orthogonality:.1e}")
+    require(orthogonality <= 1e-9, f"descramble: P P^T - I reaches {orthogonality:.1e}")
     over = excess(problem, result)
-    require(over >= -AGREEMENT, f"{method.name}: cost is below the optimum by {-over:.1e}")
-    if method.exact:
-        require(over <= AGREEMENT, f"{method.name}: cost is above the optimum by {over:.1e}")
+    require(over >= -AGREEMENT, f"descramble: cost is below the optimum by {-over:.1e}")
+    require(not exact or over <= AGREEMENT, f"descramble: cost is above the optimum by {over:.1e}")
+    return over
 
 
-def check_ours(problem: Problem, result: Any) -> None:
-    """Require that the costs this library states are those of the common cost function."""
+def check_ours(problem: Problem, result: Any) -> float:
+    """Require that the costs this library states are those of the common cost function too."""
     stated = {"cost": problem.optimum, "bound": problem.optimum, "initial_cost": problem.initial}
     for name, expected in stated.items():
         off = abs(float(getattr(result, name)) / expected - 1)
         require(off <= AGREEMENT, f"descramble_fast: {name} is off by {off:.1e}")
+    return check(problem, result, exact=True)
 
 
-def check_before_timing(problem: Problem, methods: Sequence[Method]) -> None:
-    """Run the direct methods once, as the warm-up, and compare their answers."""
-    for method in methods:
-        if not method.slow:
-            result = method.run()
-            check(problem, method, result)
-            if method.name in (OURS_SAMPLES, OURS_MOMENT):
-                check_ours(problem, result)
+# -------------------------------------------------------------------------------- methods
+
+
+def our_methods(problem: Problem) -> list[Method]:
+    """Both entries into this library."""
+    verify = partial(check_ours, problem)
+    return [
+        Method(OURS_SAMPLES, lambda: df.descramble(problem.samples), verify, given="samples"),
+        Method(OURS_MOMENT, lambda: df.descramble(problem.covariance), verify, given="moment"),
+    ]
+
+
+def direct_peers(problem: Problem) -> list[Method]:
+    """Plain numpy, from the moment and from the samples in both precisions."""
+    L, C, start = problem.L, problem.C, problem.identity
+    verify = partial(check, problem)
+
+    def from_moment() -> peers.PeerResult:
+        return peers.plain_numpy(L, C, start, basis=peers.fourier_modes)
+
+    def from_samples(dtype: type[np.floating[Any]]) -> Callable[[], peers.PeerResult]:
+        return lambda: peers.plain_numpy_from_samples(L, C, problem.samples, dtype=dtype)
+
+    double, single = from_samples(np.float64), from_samples(np.float32)
+    exact = partial(check, problem, exact=True)
+    return [
+        Method("plain numpy, float64 moment", double, verify, double, given="samples"),
+        Method("plain numpy, float32 moment", single, verify, single, given="samples"),
+        Method("plain numpy", from_moment, exact, from_moment, given="moment"),
+    ]
+
+
+def iterative_peers(problem: Problem, caps: Sequence[int], max_seconds: float) -> list[Method]:
+    """List the published optimiser at each cap, and the Riemannian solver if installed."""
+    L, C, start = problem.L, problem.C, problem.identity
+    target = problem.optimum * (1 + TARGET)
+    verify = partial(check, problem)
+
+    def cayley(cap: int) -> Callable[[], peers.PeerResult]:
+        return lambda: peers.iterative_cayley(L, C, start, max_iterations=cap)
+
+    def riemannian(cap: int, limit: float) -> Callable[[], peers.PeerResult]:
+        return lambda: peers.riemannian_trust_regions(
+            L, C, start, target=target, max_iterations=cap, max_seconds=limit
+        )
+
+    runs = {f"Cayley + L-BFGS, {cap} iterations": (cayley(cap), cayley(50)) for cap in caps}
+    if version("pymanopt"):
+        runs["pymanopt TrustRegions"] = (
+            riemannian(100_000, max_seconds),
+            riemannian(20, max_seconds),
+        )
+    return [
+        Method(name, run, verify, trial, given="moment", slow=True)
+        for name, (run, trial) in runs.items()
+    ]
 
 
 # --------------------------------------------------------------------------------- report
@@ -198,7 +191,7 @@ def make_rows(problem: Problem, measured: Sequence[Measurement]) -> list[Row]:
         Row(
             method=entry.method.name,
             given=entry.method.given,
-            iterations=entry.iterations,
+            iterations=int(getattr(entry.result, "iterations", 0)),
             excess=excess(problem, entry.result),
             seconds=entry.median,
             seconds_quartiles=entry.quartiles,
@@ -231,17 +224,17 @@ NOTES = (
 )
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     """Text of one line of the report, column by column."""
-    small = abs(row.excess) <= AGREEMENT
+    small = abs(row["excess"]) <= AGREEMENT
     return [
-        row.method,
-        row.given,
-        str(row.iterations) if row.iterations else "-",
-        "< 1e-9" if small else f"{row.excess:.1e}",
-        duration(row.seconds),
-        times(row.ratio_to_ours_from_samples),
-        times(row.ratio_to_ours_from_covariance),
+        row["method"],
+        row["given"],
+        str(row["iterations"]) if row["iterations"] else "-",
+        "< 1e-9" if small else f"{row['excess']:.1e}",
+        duration(row["seconds"]),
+        times(row["ratio_to_ours_from_samples"]),
+        times(row["ratio_to_ours_from_covariance"]),
     ]
 
 
@@ -256,9 +249,19 @@ HEADINGS = (
 )
 
 
-def report(problem: Problem, rows: Sequence[Row], facts: dict[str, Any]) -> dict[str, Any]:
-    """Machine-readable results."""
-    return harness.header("descramble", facts) | {
+def tables(part: Report) -> dict[str, Table]:
+    """Tables by their names."""
+    return {"descramble-layer": Table(HEADINGS, [cells(row) for row in part["rows"]])}
+
+
+def run(settings: Run) -> Report:
+    """Solve everything; this family's part of the report."""
+    quick = settings.quick
+    problem = make_problem(layer_samples())
+    methods = our_methods(problem) + direct_peers(problem)
+    methods += iterative_peers(problem, (400,) if quick else (400, 4000), 10 if quick else 120)
+    measured = harness.measure(methods, rounds=11 if quick else 51, keep=True)
+    return {
         "problem": {
             "layer": "DEER network, layer 1",
             "neurons": problem.samples.shape[1],
@@ -268,55 +271,8 @@ def report(problem: Problem, rows: Sequence[Row], facts: dict[str, Any]) -> dict
             "initial_cost": problem.initial,
         },
         "notes": list(NOTES),
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in make_rows(problem, measured)],
     }
 
 
-# ----------------------------------------------------------------------------------- main
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = harness.parser(__doc__)
-    parser.add_argument("--rounds", type=int, help="interleaved rounds (default 51, quick 11)")
-    parser.add_argument(
-        "--max-seconds", type=float, help="limit for pymanopt (default 120, quick 10)"
-    )
-    options = parser.parse_args(arguments)
-    if options.rounds is None:
-        options.rounds = 11 if options.quick else 51
-    if options.max_seconds is None:
-        options.max_seconds = 10.0 if options.quick else 120.0
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print its report."""
-    options = parse(arguments)
-    facts = harness.machine(("numpy", "scipy", "pymanopt", "descramble_fast"))
-    harness.print_machine(facts)
-    problem = make_problem(layer_samples())
-    count, n = problem.samples.shape
-    print(f"\n{n} neurons, {count} samples; cost {problem.initial:.6g} -> {problem.optimum:.6g}\n")
-    caps = (400,) if options.quick else (400, 4000)
-    methods = our_methods(problem) + direct_peers(problem)
-    methods += iterative_peers(problem, caps, options.max_seconds)
-    check_before_timing(problem, methods)
-    measured = harness.measure(methods, options.rounds)
-    for entry in measured:
-        check(problem, entry.method, entry.result)
-    rows = make_rows(problem, measured)
-    lines = [cells(row) for row in rows]
-    if options.markdown:
-        print(harness.markdown_table(HEADINGS, lines), harness.machine_line(facts), sep="\n\n")
-    else:
-        print(harness.text_table(HEADINGS, lines))
-    print("\n" + "\n".join(NOTES))
-    harness.write_json(options.json, report(problem, rows, facts))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+FAMILIES = {"descramble": Family(run, tables)}

@@ -1,21 +1,13 @@
-"""Neuron orders and quadratic assignment: this library beside its competitors, in one run.
+"""Neuron orders and quadratic assignment: this library beside its competitors.
 
 Neuron orders of ReLU features of the digits images and of the embedded DEER network's first
 layer: first differences beside LKH (elkai) and fast_tsp, second-order Fourier smoothness beside
-scipy's quadratic assignment; controls with random inputs and with planted orders; and published
-instances of the quadratic assignment problem (QAPLIB). Every cost is recomputed from the order
-by one function, and this library's stated costs are checked against it.
-
-Run ``python bench/bench_permutation.py``; ``--quick`` for a short look, ``--json FILE`` to keep
-the numbers with the machine data, ``--markdown`` for the tables of the documentation. Needs the
-competitors: ``pip install ".[bench]"``.
+scipy's quadratic assignment; controls with random inputs and with planted orders; and, in a copy
+of the repository, published instances of the quadratic assignment problem (QAPLIB). Every cost is
+recomputed from the order by one function, and this library's stated costs are checked against it.
 """
 
-# ruff: noqa: I001 (harness sets the environment before numpy is imported)
 from __future__ import annotations
-
-import harness
-from harness import duration, require, verdict
 
 import os
 import statistics
@@ -27,19 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peers
-import permutation_peers as competitors
 from numpy.typing import NDArray
-from permutation_peers import Array, Order
 
 import descramble_fast as df
 
+from . import harness, peers
+from . import permutation_peers as competitors
+from .harness import Family, Run, require
+from .machine import optional
+from .permutation_peers import Array, Order
+from .report import OURS, Report, Table, duration, verdict
+
 AGREEMENT = 1e-9  # relative difference allowed between a stated cost and the recomputed one
-OURS = "descramble_fast"
 LKH = "LKH (elkai), runs=10"
 LKH_TIMED = "LKH (elkai), time limit"
 FAST_TSP = "fast_tsp"
-PACKAGES = ("numpy", "scipy", "scikit-learn", "elkai", "fast_tsp", "descramble_fast")
 THREADS = os.cpu_count() or 1
 FAST_TSP_SECONDS = 2.0  # its default
 LARGE_SECONDS = 10.0  # for every solver at n = 2048
@@ -80,7 +74,7 @@ def make_layer(name: str, samples: NDArray[np.floating[Any]]) -> Layer:
 
 def digits_images() -> Array:
     """Load the digits data of scikit-learn, 1797 images of 8 x 8 pixels, on [0, 1]."""
-    datasets = harness.optional("sklearn.datasets")
+    datasets = optional("sklearn.datasets")
     require(datasets is not None, 'scikit-learn is not installed; pip install ".[bench]"')
     return np.asarray(datasets.load_digits().data / 16, dtype=np.float64)
 
@@ -309,6 +303,8 @@ def planted(n: int) -> list[dict[str, Any]]:
 
 def qaplib(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Solve the published instances with default settings, beside scipy's two methods."""
+    if not QAPLIB.exists():  # an installed package
+        return []
     data = np.load(QAPLIB)
     names = names or [key for key in data.files if not key.endswith("_best")]
     rows = []
@@ -426,8 +422,6 @@ NOTES = (
     "QAPLIB: default settings of all three; the gap is relative to the best known value.",
 )
 
-Table = tuple[list[str], list[list[str]]]
-
 
 def percent(value: float) -> str:
     """Write a relative distance."""
@@ -442,7 +436,7 @@ def given_rows(problem: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tour_table(report: dict[str, Any]) -> Table:
-    """Headings and lines of the first differences, one problem a line."""
+    """Show the first differences, one problem a line."""
     headings = ["layer", "boundary", "n", OURS, "time", "LKH", "time", "fast_tsp", "time"]
     headings += ["spectral order", "given order", "1-tree bound"]
     lines = []
@@ -463,11 +457,11 @@ def tour_table(report: dict[str, Any]) -> Table:
         for name in ("spectral order", "given order", "1-tree bound"):
             line.append(percent(rows[name]["cost"] / best - 1))
         lines.append(line)
-    return headings, lines
+    return Table(headings, lines)
 
 
 def fourier_table(report: dict[str, Any]) -> Table:
-    """Headings and lines of the Fourier operators, one method a line."""
+    """Show the Fourier operators, one method a line."""
     headings = ["layer", "method", "n", "above best", "of given order", "time"]
     lines = []
     for problem in report["orders"]:
@@ -484,11 +478,11 @@ def fourier_table(report: dict[str, Any]) -> Table:
             if row["cost"] is None:
                 words = [problem["layer"], row["method"], str(problem["n"])]
                 lines.append([*words, "-", "-", row["note"]])
-    return headings, lines
+    return Table(headings, lines)
 
 
 def qaplib_table(report: dict[str, Any]) -> Table:
-    """Headings and lines of the published instances, their mean last."""
+    """Show the published instances, their mean last."""
     headings = ["instance", "n", "best known", OURS, "time", "FAQ", "time", "2opt", "time"]
     methods = ("", "faq_", "2opt_")
     lines = []
@@ -502,68 +496,50 @@ def qaplib_table(report: dict[str, Any]) -> Table:
         for key in ("gap", "seconds"):
             value = statistics.fmean(row[method + key] for row in report["qaplib"])
             mean.append(percent(value) if key == "gap" else duration(value))
-    return headings, [*lines, mean]
+    return Table(headings, [*lines, mean], left=1)
 
 
 def control_table(report: dict[str, Any]) -> Table:
-    """Headings and lines of the comparison with random inputs."""
+    """Show the comparison with random inputs."""
     headings = ["neurons", "criterion", "n", "cost / given order's", "bound / given order's"]
     lines = [
         [row["layer"], row["operator"], str(row["n"]), f"{row['cost']:.4f}", f"{row['bound']:.4f}"]
         for row in report["inputs"]
     ]
-    return headings, lines
+    return Table(headings, lines)
 
 
 def planted_table(report: dict[str, Any]) -> Table:
-    """Headings and lines of the planted orders."""
+    """Show the planted orders."""
     headings = ["criterion", "put back", "n", "neighbours restored", "time"]
     lines = []
     for row in report["planted"]:
         share = f"{100 * row['neighbours']:.1f}%"
         restored = "yes" if row["restored"] else "NO"
         lines.append([row["operator"], restored, str(row["n"]), share, duration(row["seconds"])])
-    return headings, lines
+    return Table(headings, lines)
 
 
 def target_table(report: dict[str, Any]) -> Table:
-    """Headings and lines of all targets."""
+    """Show all targets."""
     headings = ["target", "", "measured", "at most"]
-    return headings, [
+    lines = [
         [t["target"], verdict(t["met"]), f"{t['value']:.4g}", f"{t['most']:g}"]
         for t in report["targets"]
     ]
+    return Table(headings, lines)
 
 
-def all_tables(report: dict[str, Any]) -> dict[str, tuple[Table, int]]:
-    """Tables by the name of their place in the documentation, with their columns of words."""
-    return {
-        "permutation-targets": (target_table(report), 2),
-        "first-difference": (tour_table(report), 2),
-        "fourier": (fourier_table(report), 2),
-        "inputs": (control_table(report), 2),
-        "planted": (planted_table(report), 2),
-        "qaplib": (qaplib_table(report), 1),
+def tables(report: Report) -> dict[str, Table]:
+    """Tables by their names."""
+    found = {
+        "permutation-targets": target_table(report),
+        "first-difference": tour_table(report),
+        "fourier": fourier_table(report),
+        "inputs": control_table(report),
+        "planted": planted_table(report),
     }
-
-
-def tables(report: dict[str, Any]) -> dict[str, str]:
-    """Markdown tables of a report, by the name of their place in the documentation."""
-    made = {
-        name: harness.markdown_table(*table, left=left)
-        for name, (table, left) in all_tables(report).items()
-    }
-    notes = "\n".join(f"- {note}" for note in report["notes"])
-    return made | {"permutation-notes": notes + "\n\n" + harness.machine_line(report["machine"])}
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print plain-text tables and the verdict."""
-    for table, left in reversed(all_tables(report).values()):
-        print("\n" + harness.text_table(*table, left=left))
-    print("\n" + "\n".join(report["notes"]))
-    met = sum(t["met"] for t in report["targets"])
-    print(f"\n{met} of {len(report['targets'])} targets met")
+    return found | ({"qaplib": qaplib_table(report)} if report["qaplib"] else {})
 
 
 # ----------------------------------------------------------------------------------- main
@@ -594,29 +570,17 @@ def orders(quick: bool, starts: int) -> list[Problem]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print its report."""
-    parser = harness.parser(__doc__)
-    parser.add_argument("--starts", type=int, help="of scipy's solvers (default 10, quick 2)")
-    options = parser.parse_args(arguments)
-    starts = options.starts or (2 if options.quick else 10)
-    facts = harness.machine(PACKAGES)
-    harness.print_machine(facts)
-    report = harness.header("permutation", facts) | {
-        "orders": [asdict(problem) for problem in orders(options.quick, starts)],
-        "inputs": compare_inputs(64 if options.quick else 256),
-        "planted": planted(64 if options.quick else 256),
-        "qaplib": qaplib(("nug12", "tai25a") if options.quick else None),
+def run(settings: Run) -> Report:
+    """Solve everything; this family's part of the report."""
+    quick = settings.quick
+    found: Report = {
+        "orders": [asdict(problem) for problem in orders(quick, starts=2 if quick else 10)],
+        "inputs": compare_inputs(64 if quick else 256),
+        "planted": planted(64 if quick else 256),
+        "qaplib": qaplib(("nug12", "tai25a") if quick else None),
         "notes": list(NOTES),
     }
-    report["targets"] = targets(report)
-    if options.markdown:
-        print("\n" + "\n\n".join(tables(report).values()))
-    else:
-        print_report(report)
-    harness.write_json(options.json, report)
-    return 0
+    return found | {"targets": targets(found)}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+FAMILIES = {"permutation": Family(run, tables)}

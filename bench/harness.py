@@ -1,43 +1,29 @@
-"""What the benchmark programs share: environment, timing, machine data, tables.
+"""What the benchmark programs share: how results are checked, timed and compared."""
 
-Import it before numpy. A build recipe or a test may pin OpenBLAS to one core type or cache
-size, so that results repeat from machine to machine; here that would slow the peers and this
-library alike. OpenBLAS reads these variables when it is loaded.
-"""
-
-# ruff: noqa: E402 (the environment is set before numpy is imported)
 from __future__ import annotations
 
-import os
-
-for _variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-    os.environ.pop(_variable, None)
-
-import argparse
-import contextlib
-import importlib
-import importlib.metadata
 import importlib.resources
-import json
 import multiprocessing
-import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
+from .machine import Limits, Threads
+from .report import Report, Row, Table, cell_tables, cell_text
+
 
 def require(condition: bool, message: str) -> None:
     """Stop the benchmark when its premises fail; unlike assert, also under ``python -O``."""
     if not condition:
-        raise SystemExit(f"{Path(sys.argv[0]).stem}: {message}")
+        raise SystemExit(f"bench: {message}")
 
 
 # ---------------------------------------------------------------------- the embedded layer
@@ -67,23 +53,23 @@ class Method:
     ----------
     name : str
         Its row in the table.
-    given : str
-        What it starts from: "samples", or "moment" where that is handed to it for free.
     run : callable
         Solves and returns the solver's result.
+    check : callable or None
+        Stops the benchmark at a wrong result; returns the error of an acceptable one.
     trial : callable or None
-        A short run to choose the number of BLAS threads; None where the library decides.
-    exact : bool
-        Whether the optimum is expected up to rounding.
+        A short run to choose the number of BLAS threads; None leaves the default.
+    given : str
+        What it starts from, where methods differ in that.
     slow : bool
-        Whether it is run once, outside the interleaved rounds.
+        Whether it is run once, outside the interleaved rounds, whatever it takes.
     """
 
     name: str
-    given: str
     run: Callable[[], Any]
+    check: Callable[[Any], float] | None = None
     trial: Callable[[], Any] | None = None
-    exact: bool = False
+    given: str = ""
     slow: bool = False
 
 
@@ -93,7 +79,9 @@ class Measurement:
 
     method: Method
     threads: int | None = None
+    first: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    error: float | None = None
     result: Any = None
 
     @property
@@ -104,58 +92,13 @@ class Measurement:
     @property
     def quartiles(self) -> tuple[float, float]:
         """Lower and upper quartile of the wall time."""
-        low, high = np.quantile(self.seconds, (0.25, 0.75))
-        return float(low), float(high)
-
-    @property
-    def iterations(self) -> int:
-        """Outer iterations, 0 for direct methods."""
-        return int(getattr(self.result, "iterations", 0))
+        return quartiles(self.seconds)
 
 
-class Threads:
-    """Sets the BLAS threads of a peer while it runs, where threadpoolctl is installed."""
-
-    def __init__(self) -> None:
-        self._controller: Any = None
-        with contextlib.suppress(ImportError):
-            from threadpoolctl import ThreadpoolController
-
-            self._controller = ThreadpoolController()
-
-    @property
-    def libraries(self) -> list[dict[str, Any]]:
-        """Name, version, detected core and threads of each BLAS that is loaded."""
-        keep = ("internal_api", "version", "architecture", "threading_layer", "num_threads")
-        if self._controller is None:
-            return []
-        return [
-            {"file": Path(info["filepath"]).name} | {key: info.get(key) for key in keep}
-            for info in self._controller.info()
-            if info["user_api"] == "blas"
-        ]
-
-    @contextlib.contextmanager
-    def limited(self, count: int | None) -> Iterator[None]:
-        """Run the block with `count` BLAS threads; None leaves the default."""
-        if count is None or self._controller is None:
-            yield
-            return
-        with self._controller.limit(limits=count, user_api="blas"):
-            yield
-
-    def choose(self, method: Method, repeats: int) -> int | None:
-        """Return 1 where a single BLAS thread is faster for this method, else None."""
-        trial = method.trial
-        if trial is None or self._controller is None:
-            return None
-        times: dict[int | None, list[float]] = {None: [], 1: []}
-        for _ in range(repeats):
-            for count, seconds in times.items():
-                with self.limited(count):
-                    trial()
-                    seconds.append(timed(trial)[0])
-        return 1 if statistics.median(times[1]) < statistics.median(times[None]) else None
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Lower and upper quartile."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(low), float(high)
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -180,157 +123,215 @@ def capped(run: Callable[[], Any], seconds: float) -> tuple[float, Any] | None:
     return result if result is None or result[0] <= seconds else None
 
 
-def measure(methods: Sequence[Method], rounds: int, warm_up: bool = True) -> list[Measurement]:
-    """Time fast methods in interleaved rounds, each after a warm-up call, slow ones once."""
+def fewer_threads(method: Method, threads: Threads, repeats: int) -> int | None:
+    """Return 1 where a single BLAS thread is faster for this method, else None."""
+    trial = method.trial
+    if trial is None or not threads.settable:
+        return None
+    seconds: dict[int | None, list[float]] = {None: [], 1: []}
+    for _ in range(repeats):
+        for count, found in seconds.items():
+            with threads.limited(count):
+                trial()
+                found.append(timed(trial)[0])
+    return 1 if statistics.median(seconds[1]) < statistics.median(seconds[None]) else None
+
+
+FEWEST, MOST = 3, 31  # rounds that a budget buys
+BRIEF = 0.02  # seconds; what takes less is run once more before each timed run, to warm the caches
+
+
+def measure(
+    methods: Sequence[Method],
+    *,
+    budget: float = 0.0,
+    rounds: int | None = None,
+    after_round: Callable[[], object] = lambda: None,
+    keep: bool = False,
+) -> list[Measurement]:
+    """Check every method on a first run, then time them in interleaved rounds.
+
+    The rounds fill `budget` seconds unless their number is given. Of a method whose first run takes
+    more than a third of the budget, the second counts, beyond the whole budget the first. `keep`
+    keeps the last results.
+    """
     threads = Threads()
-    measured = [Measurement(m, threads.choose(m, 3 if m.slow else 15)) for m in methods]
-    for turn in range(rounds):
-        for entry in measured:
-            if entry.method.slow and turn:
-                continue
+    measured = []
+    for method in methods:
+        entry = Measurement(method, fewer_threads(method, threads, 3 if method.slow else 5))
+        with threads.limited(entry.threads):
+            entry.first, result = timed(method.run)
+            entry.error = method.check(result) if method.check else None
+            entry.result = result if keep else None
+            del result
+            if method.slow or (rounds is None and entry.first > budget):
+                entry.seconds.append(entry.first)
+            elif rounds is None and entry.first > budget / FEWEST:
+                entry.seconds.append(timed(method.run)[0])
+        measured.append(entry)
+    fast = [entry for entry in measured if not entry.seconds]
+    if rounds is None and fast:
+        each = sum(entry.first * (2 if entry.first < BRIEF else 1) for entry in fast)
+        rounds = min(MOST, max(FEWEST, int(budget / each)))
+    for turn in range(rounds if rounds and fast else 1):
+        # Every other round runs backwards, so that a drift of the machine favours nobody.
+        for entry in fast if turn % 2 == 0 else reversed(fast):
             with threads.limited(entry.threads):
-                if warm_up and not entry.method.slow:
+                if entry.first < BRIEF:
                     entry.method.run()
-                seconds, entry.result = timed(entry.method.run)
+                seconds, result = timed(entry.method.run)
             entry.seconds.append(seconds)
+            entry.result = result if keep else None
+            del result
+        after_round()
     return measured
 
 
+def ratios(entry: Measurement, ours: Measurement) -> list[float]:
+    """List times relative to ours: of each paired round, or of the medians where one ran once."""
+    if len(entry.seconds) != len(ours.seconds):
+        return [entry.median / ours.median]
+    return [theirs / mine for theirs, mine in zip(entry.seconds, ours.seconds, strict=True)]
+
+
 def ratio(entry: Measurement, ours: Measurement) -> float:
-    """Time relative to ours: the median over paired rounds, or of medians for a slow peer."""
-    if entry.method.slow:
-        return entry.median / ours.median
-    pairs = zip(entry.seconds, ours.seconds, strict=True)
-    return statistics.median(theirs / mine for theirs, mine in pairs)
+    """Time relative to ours, the median over pairs."""
+    return statistics.median(ratios(entry, ours))
 
 
-# --------------------------------------------------------------------------- machine data
+# ---------------------------------------------------------------------------------- cells
 
 
-def version(package: str) -> str | None:
-    """Installed version of a package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+@dataclass(frozen=True)
+class Cell:
+    """One problem for all implementations; a result is named op/implementation/dtype/shape.
+
+    Attributes
+    ----------
+    op, dtype, shape : str
+    size : mapping
+        The numbers behind the shape, for growth curves.
+    methods : callable
+        Makes the inputs and returns the implementations, this library first.
+    work : float or None
+        Operations (or bytes) that the problem stands for, whoever solves it.
+    limits : sequence of str
+        The limit that `work` is held against: the first of these that the machine has.
+    weight : float
+        Its time budget, relative to other cells.
+    memory : bool
+        Whether the peak memory is measured too, in a process of its own for each implementation.
+    """
+
+    op: str
+    dtype: str
+    shape: str
+    size: Mapping[str, int]
+    methods: Callable[[], list[Method]]
+    work: float | None = None
+    limits: Sequence[str] = ()
+    weight: float = 1.0
+    memory: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the problem."""
+        return f"{self.op}/{self.dtype}/{self.shape}"
+
+    def row_name(self, implementation: str) -> str:
+        """Name of one implementation's result."""
+        return f"{self.op}/{implementation}/{self.dtype}/{self.shape}"
 
 
-def optional(module: str) -> Any:
-    """Import a competitor, or return None where it is not installed."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(module)
-    return None
+@dataclass(frozen=True)
+class Run:
+    """How much is to be done, and the limits seen so far."""
+
+    quick: bool
+    budget: float
+    limits: Limits
+
+    def cells(self, cells: Iterable[Cell]) -> list[Row]:
+        """Measure every cell; the rows of all."""
+        return [row for cell in cells for row in self.cell(cell)]
+
+    def cell(self, cell: Cell) -> list[Row]:
+        """Check, time and compare all implementations on one problem."""
+        mark = self.limits.taken
+        self.limits.measure()
+        measured = measure(
+            cell.methods(), budget=self.budget * cell.weight, after_round=self.limits.keep_up
+        )
+        limit = self.limits.best_since(cell.limits, mark)
+        rows = [make_row(cell, entry, measured[0], limit) for entry in measured]
+        if cell.memory:
+            for row in rows:
+                row["peak_bytes"] = peak_memory(row["name"])
+        shown = ", ".join(f"{row['impl']} {cell_text(row)}" for row in rows)
+        print(f"{cell.name}: {shown}", file=sys.stderr, flush=True)
+        return rows
 
 
-def cpu_name() -> str:
-    """Processor name as the system states it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Describe the hardware and the software that the numbers belong to."""
-    usable = getattr(os, "sched_getaffinity", None)
+def make_row(
+    cell: Cell, entry: Measurement, ours: Measurement, limit: tuple[str, float] | None
+) -> Row:
+    """Turn a measurement into a line of the report."""
+    name, per_second = limit or (None, None)
+    pairs = ratios(entry, ours)
     return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "usable_cores": len(usable(0)) if usable else os.cpu_count(),
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "blas": Threads().libraries,
+        "name": cell.row_name(entry.method.name),
+        "op": cell.op,
+        "impl": entry.method.name,
+        "dtype": cell.dtype,
+        "shape": cell.shape,
+        "size": dict(cell.size),
+        "seconds": entry.median,
+        "seconds_quartiles": entry.quartiles,
+        "runs": len(entry.seconds),
+        "ratio": statistics.median(pairs),
+        "ratio_quartiles": quartiles(pairs),
+        "work": cell.work,
+        "limit": name,
+        "limit_per_second": per_second,
+        "share": cell.work / entry.median / per_second if cell.work and per_second else None,
+        "error": entry.error,
+        "blas_threads": entry.threads,
+        "peak_bytes": None,
     }
 
 
-def package_list(facts: dict[str, Any]) -> str:
-    """Names and versions of the packages."""
-    return ", ".join(f"{name} {found}" for name, found in facts["packages"].items())
+def peak_memory(name: str) -> int | None:
+    """Peak memory of one result above its inputs, in a fresh process; None where unknown."""
+    package = __name__.rpartition(".")[0]
+    command = [sys.executable, "-m", f"{package}.memory", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    require(done.returncode == 0, f"{name}: measuring its memory failed: {done.stderr[-500:]}")
+    return int(done.stdout) if done.stdout.strip() else None
 
 
-def print_machine(facts: dict[str, Any]) -> None:
-    """Print the machine data in a few lines."""
-    print(f"{facts['cpu']}, {facts['usable_cores']} of {facts['cores']} cores usable")
-    print(f"{facts['system']}, Python {facts['python']}, {package_list(facts)}")
-    for blas in facts["blas"]:
-        print(
-            f"  {blas['file']}: {blas['internal_api']} {blas['version']}, "
-            f"core {blas['architecture']}, {blas['num_threads']} threads"
-        )
-    if not facts["blas"]:
-        print("  (install threadpoolctl to list the BLAS libraries and set their threads)")
+@dataclass(frozen=True)
+class Family:
+    """One group of benchmarks: `run` makes its part of the report, `tables` shows it.
+
+    `cells` lists the problems of a family that consists of nothing else.
+    """
+
+    run: Callable[[Run], Report]
+    tables: Callable[[Report], dict[str, Table]]
+    cells: Callable[[bool], list[Cell]] = lambda quick: []
 
 
-def machine_line(facts: dict[str, Any]) -> str:
-    """One line for a document."""
-    cores = f"{facts['usable_cores']} cores"
-    return f"{facts['cpu']}, {cores}, Python {facts['python']}, {package_list(facts)}."
+def cell_family(
+    cells: Callable[[bool], list[Cell]],
+    notes: Sequence[str] = (),
+    more: Callable[[list[Row]], dict[str, Table]] = lambda rows: {},
+) -> Family:
+    """Family of cells alone, with the tables that all such families have and `more`."""
 
+    def run(settings: Run) -> Report:
+        return {"rows": settings.cells(cells(settings.quick)), "notes": list(notes)}
 
-# --------------------------------------------------------------------------------- report
+    def tables(part: Report) -> dict[str, Table]:
+        return cell_tables(part["rows"]) | more(part["rows"])
 
-
-def duration(seconds: float) -> str:
-    """Write a time with a unit and three figures."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
-
-
-def times(value: float) -> str:
-    """Write a ratio so that it is read without an exponent."""
-    return f"{value:,.0f}x" if value >= 100 else f"{value:.2f}x"
-
-
-def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
-    """Aligned plain-text table whose first `left` columns are words."""
-    lines = [headings, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-
-    def write(line: Sequence[str]) -> str:
-        padded = [
-            text.ljust(width) if i < left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([write(headings), rule, *(write(row) for row in rows)])
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
-    """Markdown table whose first `left` columns are words."""
-    rule = "|" + "---|" * left + "---:|" * (len(headings) - left)
-    lines = ["| " + " | ".join(headings) + " |", rule]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def verdict(met: bool | None) -> str:
-    """Say whether a target was met, in one word."""
-    return {True: "pass", False: "SHORT", None: "-"}[met]
-
-
-def header(benchmark: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """First entries of a JSON report."""
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"benchmark": benchmark, "date": date, "machine": facts}
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Command line with the options that every benchmark has."""
-    result = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    result.add_argument("--quick", action="store_true", help="few repeats, no long runs")
-    result.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    return result
-
-
-def write_json(path: Path | None, report: dict[str, Any]) -> None:
-    """Write a report, if a path is given."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return Family(run, tables, cells)

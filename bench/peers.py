@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
@@ -178,6 +177,8 @@ def iterative_cayley(
     memory : int
         Number of correction pairs kept.
     """
+    from scipy.optimize import minimize
+
     start = time.perf_counter()
     n = len(C)
     objective = cayley_objective(L, C, P0, 1 / smoothness_cost(L, C, P0))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import quadratic_assignment
 
-import harness
+from .machine import optional
 
 Array = NDArray[np.float64]
 Order = NDArray[np.int64]
@@ -77,7 +77,7 @@ def scaled(D: Array, largest: int) -> NDArray[np.int64]:
 
 def elkai_solver(D: Array, periodic: bool, runs: int = 10) -> Callable[[], Order] | None:
     """LKH with its defaults, or None where elkai is not installed; lists are made beforehand."""
-    elkai = harness.optional("elkai")
+    elkai = optional("elkai")
     if elkai is None:
         return None
     distances = scaled(as_tour(D, periodic), LKH_SCALE).tolist()
@@ -91,7 +91,7 @@ def elkai_solver(D: Array, periodic: bool, runs: int = 10) -> Callable[[], Order
 
 def elkai_timed_solver(D: Array, periodic: bool, seconds: float) -> Callable[[], Order] | None:
     """LKH with a time limit, by the module below elkai's interface, which has no such option."""
-    core = harness.optional("elkai._elkai")
+    core = optional("elkai._elkai")
     if core is None:
         return None
     rows = "\n".join(" ".join(map(str, row)) for row in scaled(as_tour(D, periodic), LKH_SCALE))
@@ -112,7 +112,7 @@ def fast_tsp_solver(
     D: Array, periodic: bool, seconds: float, threads: int
 ) -> Callable[[], Order] | None:
     """fast_tsp for a given time, or None where it is not installed."""
-    fast_tsp = harness.optional("fast_tsp")
+    fast_tsp = optional("fast_tsp")
     if fast_tsp is None:
         return None
     distances = scaled(as_tour(D, periodic), FAST_TSP_SCALE)

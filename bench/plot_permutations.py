@@ -1,43 +1,20 @@
-"""Draw one figure for each permutation benchmark from its JSON. Needs matplotlib.
-
-Run ``python bench/plot_permutations.py`` after the benchmarks have written their results; the
-figures go to docs/images/.
-"""
+"""Figures of the permutation benchmarks."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-import bench_assignment
-import bench_permutation
-from harness import duration
-from write_tables import RESULTS, ROOT, read
+from . import bench_assignment, bench_permutation
+from .plots import GREY, RED
+from .report import OURS, Report, duration
 
-DPI = 150
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9.5,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-OURS = bench_assignment.OURS
-COLOURS = {
-    OURS: "#d62728",
-    "scipy": "#444444",
+SOLVERS = {
+    OURS: RED,
+    "scipy": GREY,
     "lapjv": "#9467bd",
     "lapjvx": "#8c564b",
     "lapjvc": "#e377c2",
@@ -45,7 +22,7 @@ COLOURS = {
     "lapjvh": "#1f77b4",
     "lapjvr": "#ff7f0e",
 }
-MARKERS = dict(zip(COLOURS, "osv^<>DX", strict=True))
+MARKERS = dict(zip(SOLVERS, "osv^<>DX", strict=True))
 INSTANCE_METHODS = (("", OURS, "o"), ("faq_", "scipy FAQ", "s"), ("2opt_", "scipy 2opt", "^"))
 
 
@@ -54,7 +31,7 @@ INSTANCE_METHODS = (("", OURS, "o"), ("faq_", "scipy FAQ", "s"), ("2opt_", "scip
 
 def draw_times(axes: Axes, cells: list[dict[str, Any]]) -> None:
     """Plot the times of all solvers on one family of costs against n."""
-    for name, colour in COLOURS.items():
+    for name, colour in SOLVERS.items():
         known = [
             (cell["n"], row["seconds"])
             for cell in cells
@@ -85,7 +62,7 @@ def draw_batch(axes: Axes, batch: dict[str, Any]) -> None:
     rows = sorted(batch["rows"], key=lambda row: -float(row["seconds"]))
     names = [row["method"] for row in rows]
     seconds = [1e3 * row["seconds"] for row in rows]
-    colours = [COLOURS.get(name.split("_batch")[0].split()[0], "#444444") for name in names]
+    colours = [SOLVERS.get(name.split("_batch")[0].split()[0], "#444444") for name in names]
     axes.barh(range(len(rows)), seconds, color=colours, height=0.65)
     axes.set_yticks(range(len(rows)), [name.replace("_batch", "") for name in names])
     for place, value in enumerate(seconds):
@@ -100,7 +77,7 @@ def draw_batch(axes: Axes, batch: dict[str, Any]) -> None:
     axes.set_xlim(0, 1.3 * max(seconds))
 
 
-def draw_assignment(report: dict[str, Any]) -> Figure:
+def draw_assignment(report: Report) -> Figure:
     """Draw times of single problems by family, and of the batch; a row for each precision."""
     families = bench_assignment.TARGETED
     figure = Figure(figsize=(13, 6.6), layout="constrained")
@@ -222,7 +199,7 @@ def draw_instances(axes: Axes, instances: list[dict[str, Any]]) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
 
 
-def draw_permutation(report: dict[str, Any]) -> Figure:
+def draw_permutation(report: Report) -> Figure:
     """Draw tours, Fourier orders, and published instances."""
     figure = Figure(figsize=(13, 10), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(2.1, 1))
@@ -234,21 +211,4 @@ def draw_permutation(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw both figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--assignment", type=Path, default=RESULTS / "assignment.json")
-    parser.add_argument("--permutation", type=Path, default=RESULTS / "permutation.json")
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
-    options = parser.parse_args(arguments)
-    with matplotlib.rc_context(STYLE):
-        for name, figure in (
-            ("bench-assignment.png", draw_assignment(read(options.assignment))),
-            ("bench-permutation.png", draw_permutation(read(options.permutation))),
-        ):
-            figure.savefig(options.folder / name, dpi=DPI)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+DRAW = {"assignment": draw_assignment, "permutation": draw_permutation}

@@ -318,7 +318,8 @@ LinearAssignment linear_assignment(const ArrayView& cost, const AssignmentOption
   for (auto* values : {&out.cost, &out.gap, &out.violation}) values->assign(std::size_t(batch), 0);
   const bool wide = cost.dtype() == DType::float64;
   out.route.dtype = wide ? "float64" : "float32";
-  out.route.driver = std::string("shortest augmenting paths (") + cpu::name(cpu::simd_level()) + ")";
+  out.route.driver =
+      std::string("shortest augmenting paths (") + cpu::name(cpu::simd_level()) + ")";
   if (batch == 0 || n == 0 || m == 0) return out;
   if (wide)
     solve_batch<double>(cost, options, initial, out, context);

@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "cpu/parallel.hpp"
+#include "cpu/simd.hpp"
 #include "descramble_fast/error.hpp"
 #include "message.hpp"
 
@@ -24,5 +25,13 @@ void set_num_threads(int threads) {
     throw InvalidArgument(message("threads: got ", threads, ", expected at least 0"));
   chosen_threads.store(threads, std::memory_order_relaxed);
 }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const cpu::Simd level : cpu::simd_levels()) names.emplace_back(cpu::name(level));
+  return names;
+}
+
+std::string instruction_set() { return cpu::name(cpu::simd_level()); }
 
 }  // namespace descramble_fast

@@ -70,21 +70,12 @@ cpu::Rows select(const ArrayView& batch, const RowSelection& selection) {
   return rows;
 }
 
-cpu::BatchStatistics checked_statistics(const char* argument, const ArrayView& batch,
-                                        const cpu::Rows& rows, std::span<const double> reference,
-                                        double total_weight, const Context& context) {
-  cpu::BatchStatistics statistics = cpu::statistics(batch, rows, reference, context);
-  if (statistics.bad_row >= 0)
-    throw InvalidArgument(message(argument, ": NaN or infinity at row ", statistics.bad_row,
-                                  ", column ", statistics.bad_column,
-                                  "; the accumulator is unchanged"));
-  // Squares of differences of two such values, summed over all samples, must stay finite.
-  const double limit = std::sqrt(std::numeric_limits<double>::max() / std::max(1.0, total_weight));
-  if (statistics.largest > limit / 8)
-    throw InvalidArgument(
-        message(argument, ": got magnitudes up to ", statistics.largest,
-                ", whose squares overflow float64; the accumulator is unchanged"));
-  return statistics;
+[[noreturn]] void refuse(const char* argument, const cpu::Refusal& refusal) {
+  if (refusal.row >= 0)
+    throw InvalidArgument(message(argument, ": NaN or infinity at row ", refusal.row, ", column ",
+                                  refusal.column, "; the accumulator is unchanged"));
+  throw InvalidArgument(message(argument, ": got magnitudes up to ", refusal.largest,
+                                ", whose squares overflow float64; the accumulator is unchanged"));
 }
 
 void check_count(std::int64_t count, std::int64_t more) {
@@ -92,64 +83,12 @@ void check_count(std::int64_t count, std::int64_t more) {
     throw InvalidArgument("count: the number of rows exceeds 2^63 - 1");
 }
 
-double total_weight(double a, double b) {
+void check_total_weight(double a, double b) {
   if (!std::isfinite(a + b)) throw InvalidArgument("weights: their sum overflows float64");
-  return a + b;
 }
 
-void check_sum(double scatter, double correction, double shift) {
-  if (!std::isfinite(scatter + correction * (shift * shift)))
-    throw InvalidArgument("other: the combined scatter overflows float64");
-}
-
-// The weight of Chan's correction to the scatter.
-double combined_weight(double a, double b) { return a > 0 && b > 0 ? a * (b / (a + b)) : 0; }
-
-std::vector<double> difference(std::span<const double> a, std::span<const double> b) {
-  std::vector<double> out(a.begin(), a.end());
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] -= b[i];
-  return out;
-}
-
-// The reference of an accumulator that takes this batch: its own, or a row of the batch; one that
-// counts most, since a row of no weight to speak of may lie anywhere.
-std::vector<double> reference_for(const std::vector<double>& own, double weight,
-                                  const ArrayView& batch, const cpu::Rows& rows) {
-  if (weight > 0) return own;
-  std::vector<double> row(own.size());
-  const auto heaviest = std::ranges::max_element(rows.weights);
-  cpu::widen_row(batch, rows[heaviest - rows.weights.begin()], row.data());
-  return row;
-}
-
-// The shift from one mean to another, each a reference plus an offset.
-std::vector<double> shift_between(const std::vector<double>& reference,
-                                  const std::vector<double>& offset,
-                                  const std::vector<double>& other_reference,
-                                  const std::vector<double>& other_offset) {
-  std::vector<double> out(offset.size());
-  for (std::size_t i = 0; i < out.size(); ++i)
-    out[i] = (other_reference[i] - reference[i]) + (other_offset[i] - offset[i]);
-  return out;
-}
-
-void add_multiple(std::vector<double>& x, double factor, std::span<const double> y) {
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] += factor * y[i];
-}
-
-std::vector<double> sum_of(std::span<const double> a, std::span<const double> b) {
-  std::vector<double> out(a.begin(), a.end());
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] += b[i];
-  return out;
-}
-
-void mirror(Matrix<double>& a) {
-  constexpr std::int64_t tile = 64;  // both sides of a tile stay in cache
-  for (std::int64_t bi = 0; bi < a.rows(); bi += tile)
-    for (std::int64_t bj = bi; bj < a.rows(); bj += tile)
-      for (std::int64_t i = bi; i < std::min(a.rows(), bi + tile); ++i)
-        for (std::int64_t j = std::max(i + 1, bj); j < std::min(a.rows(), bj + tile); ++j)
-          a(j, i) = a(i, j);
+[[noreturn]] void refuse_sum() {
+  throw InvalidArgument("other: the combined scatter overflows float64");
 }
 
 void need_samples(const char* what, double weight) {
@@ -168,10 +107,13 @@ double checked_divisor(double weight, double ddof) {
 }  // namespace
 
 Covariance::Covariance(std::int64_t n)
-    : n_(checked_size("n_features", n)),
-      scatter_(n, n, 0),
-      reference_(std::size_t(n), 0),
-      offset_(std::size_t(n), 0) {}
+    : n_(checked_size("n_features", n)), moments_(std::make_unique<cpu::Moments>(n)) {}
+
+Covariance::~Covariance() = default;
+Covariance::Covariance(Covariance&&) noexcept = default;
+Covariance& Covariance::operator=(Covariance&&) noexcept = default;
+
+double Covariance::weight() const { return moments_->weight(); }
 
 void Covariance::update(const ArrayView& batch, const RowSelection& selection,
                         const Context& context) {
@@ -181,17 +123,8 @@ void Covariance::update(const ArrayView& batch, const RowSelection& selection,
   const cpu::Rows rows = select(batch, selection);
   if (rows.count == 0) return;
   check_count(count_, rows.count);
-  const double weight = total_weight(weight_, rows.weight);
-  std::vector<double> reference = reference_for(reference_, weight_, batch, rows);
-  const auto statistics = checked_statistics("batch", batch, rows, reference, weight, context);
-  if (context.poll) context.poll();
-
-  const std::vector<double> shift = difference(statistics.offset, offset_);
-  cpu::add_scatter({batch, reference, statistics.offset, shift}, rows,
-                   combined_weight(weight_, rows.weight), scatter_, context);
-  reference_ = std::move(reference);
-  add_multiple(offset_, rows.weight / weight, shift);
-  weight_ = weight;
+  check_total_weight(weight(), rows.weight);
+  if (const auto refusal = moments_->add({&batch, 1}, rows, context)) refuse("batch", *refusal);
   count_ += rows.count;
 }
 
@@ -202,49 +135,28 @@ void Covariance::merge(const Covariance& other) {
     throw InvalidArgument(
         "other: a second moment without a mean cannot be merged; use combine with weights");
   check_count(count_, other.count_);
-  if (!(other.weight_ > 0)) return;
-  const double weight = total_weight(weight_, other.weight_);
-  const double correction = combined_weight(weight_, other.weight_);
-  std::vector<double> reference = weight_ == 0 ? other.reference_ : reference_;
-  const auto shift = shift_between(reference, offset_, other.reference_, other.offset_);
-  for (std::int64_t i = 0; i < n_; ++i)  // the largest entries of a scatter are on its diagonal
-    check_sum(scatter_(i, i) + other.scatter_(i, i), correction, shift[std::size_t(i)]);
-  reference_ = std::move(reference);
-  for (std::int64_t i = 0; i < n_; ++i)
-    for (std::int64_t j = i; j < n_; ++j)
-      scatter_(i, j) +=
-          other.scatter_(i, j) + correction * (shift[std::size_t(i)] * shift[std::size_t(j)]);
-  add_multiple(offset_, other.weight_ / weight, shift);
-  weight_ = weight;
+  check_total_weight(weight(), other.weight());
+  if (!moments_->merge(*other.moments_)) refuse_sum();
   count_ += other.count_;
 }
 
 std::vector<double> Covariance::mean() const {
   if (!has_mean_) throw InvalidArgument("mean: unknown, this second moment came without one");
-  need_samples("mean", weight_);
-  return sum_of(reference_, offset_);
+  need_samples("mean", weight());
+  return moments_->mean(0);
 }
 
 Matrix<double> Covariance::second_moment() const {
-  need_samples("second_moment", weight_);
-  const std::vector<double> mean = sum_of(reference_, offset_);
-  Matrix<double> out(n_, n_);
-  for (std::int64_t i = 0; i < n_; ++i)
-    for (std::int64_t j = i; j < n_; ++j)
-      out(i, j) = scatter_(i, j) / weight_ + mean[std::size_t(i)] * mean[std::size_t(j)];
-  mirror(out);
-  return out;
+  need_samples("second_moment", weight());
+  const std::vector<double> mean = moments_->mean(0);
+  return moments_->scaled_scatter(weight(), mean, mean);
 }
 
 Matrix<double> Covariance::covariance(double ddof) const {
   if (!has_mean_)
     throw InvalidArgument("covariance: undefined, this second moment came without a mean");
-  const double divisor = checked_divisor(weight_, ddof);
-  Matrix<double> out(n_, n_);
-  for (std::int64_t i = 0; i < n_; ++i)
-    for (std::int64_t j = i; j < n_; ++j) out(i, j) = scatter_(i, j) / divisor;
-  mirror(out);
-  return out;
+  const std::vector<double> none(std::size_t(n_), 0);
+  return moments_->scaled_scatter(checked_divisor(weight(), ddof), none, none);
 }
 
 Covariance Covariance::from_moments(const ArrayView& second_moment,
@@ -266,28 +178,30 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
     }
   check_symmetric_moment("second_moment", c);
   out.has_mean_ = mean.has_value();
+  cpu::Moments::Settled& moments = out.moments_->settled();
+  std::vector<double>& reference = moments.reference;
   if (mean) {
-    cpu::widen_row(*mean, 0, out.reference_.data());
+    cpu::widen_row(*mean, 0, reference.data());
     for (std::int64_t i = 0; i < n; ++i)
-      if (!std::isfinite(out.reference_[std::size_t(i)]))
+      if (!std::isfinite(reference[std::size_t(i)]))
         throw InvalidArgument(message("mean: NaN or infinity at entry ", i));
   }
   for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = i; j < n; ++j)
-      out.scatter_(i, j) = weight * ((c(i, j) + c(j, i)) / 2 - out.reference_[std::size_t(i)] *
-                                                                   out.reference_[std::size_t(j)]);
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = i; j < n; ++j)
-      if (!std::isfinite(out.scatter_(i, j)))
+    for (std::int64_t j = i; j < n; ++j) {
+      double& x = moments.scatter(i, j);
+      x = weight *
+          ((c(i, j) + c(j, i)) / 2 - reference[std::size_t(i)] * reference[std::size_t(j)]);
+      if (!std::isfinite(x))
         throw InvalidArgument(message("second_moment: its product with the weight ", weight,
                                       " or the mean's square overflows at row ", i, ", column ",
                                       j));
+    }
   for (std::int64_t i = 0; i < n; ++i)
-    if (c(i, i) < -1e-6 * largest || out.scatter_(i, i) < -1e-6 * weight * largest)
+    if (c(i, i) < -1e-6 * largest || moments.scatter(i, i) < -1e-6 * weight * largest)
       throw InvalidArgument(
           message("second_moment: not positive semidefinite about the mean: ", c(i, i), " at row ",
-                  i, ", column ", i, ", mean ", out.reference_[std::size_t(i)]));
-  out.weight_ = weight;
+                  i, ", column ", i, ", mean ", reference[std::size_t(i)]));
+  out.moments_->assume(weight);
   out.count_ = std::int64_t(std::min(weight, 0x1p62));
   return out;
 }
@@ -300,7 +214,7 @@ Covariance Covariance::combine(std::span<const Covariance* const> covariances,
                                   covariances.size(), ", one per covariance"));
   Covariance out(covariances[0]->n_);
   out.has_mean_ = false;
-  out.weight_ = 1;
+  cpu::Moments::Settled& moments = out.moments_->settled();
   for (std::size_t i = 0; i < covariances.size(); ++i) {
     const Covariance& part = *covariances[i];
     if (part.n_ != out.n_)
@@ -309,26 +223,32 @@ Covariance Covariance::combine(std::span<const Covariance* const> covariances,
     if (!(weights[i] >= 0) || !std::isfinite(weights[i]))
       throw InvalidArgument(message("weights: got ", weights[i], " at entry ", i,
                                     ", expected finite and non-negative"));
-    if (!(part.weight_ > 0)) throw InvalidArgument(message("covs: entry ", i, " has no samples"));
-    const std::vector<double> mean = sum_of(part.reference_, part.offset_);
+    if (!(part.weight() > 0)) throw InvalidArgument(message("covs: entry ", i, " has no samples"));
+    const std::vector<double> mean = part.moments_->mean(0);
+    const cpu::Scatter& scatter = part.moments_->settled().scatter;
     for (std::int64_t r = 0; r < out.n_; ++r)
       for (std::int64_t c = r; c < out.n_; ++c)
-        out.scatter_(r, c) += weights[i] * (part.scatter_(r, c) / part.weight_ +
-                                            mean[std::size_t(r)] * mean[std::size_t(c)]);
+        moments.scatter(r, c) += weights[i] * (scatter(r, c) / part.weight() +
+                                               mean[std::size_t(r)] * mean[std::size_t(c)]);
     check_count(out.count_, part.count_);
     out.count_ += part.count_;
   }
   for (std::int64_t i = 0; i < out.n_; ++i)
-    if (!std::isfinite(out.scatter_(i, i)))
+    if (!std::isfinite(moments.scatter(i, i)))
       throw InvalidArgument("weights: the combined second moment overflows float64");
+  out.moments_->assume(1);
   return out;
 }
 
 Covariance::State Covariance::state() const {
-  State out{count_, weight_, has_mean_, reference_, offset_, {}};
+  const cpu::Moments::Settled& moments = moments_->settled();
+  const auto first = [&](const std::vector<double>& x) {
+    return std::vector<double>(x.begin(), x.begin() + n_);
+  };
+  State out{count_, weight(), has_mean_, first(moments.reference), first(moments.offset), {}};
   out.packed_scatter.reserve(std::size_t(n_ * (n_ + 1) / 2));
   for (std::int64_t i = 0; i < n_; ++i)
-    out.packed_scatter.insert(out.packed_scatter.end(), scatter_.row(i) + i, scatter_.row(i) + n_);
+    for (std::int64_t j = i; j < n_; ++j) out.packed_scatter.push_back(moments.scatter(i, j));
   return out;
 }
 
@@ -351,31 +271,32 @@ Covariance Covariance::from_state(const State& state) {
     throw InvalidArgument("scatter: holds NaN or infinity");
   Covariance out(n);
   out.count_ = state.count;
-  out.weight_ = state.weight;
   out.has_mean_ = state.has_mean;
-  out.reference_ = state.reference;
-  out.offset_ = state.offset;
+  cpu::Moments::Settled& moments = out.moments_->settled();
+  std::ranges::copy(state.reference, moments.reference.begin());
+  std::ranges::copy(state.offset, moments.offset.begin());
   auto next = state.packed_scatter.begin();
-  for (std::int64_t i = 0; i < n; ++i) {
-    std::copy_n(next, n - i, out.scatter_.row(i) + i);
-    next += n - i;
-  }
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = i; j < n; ++j) moments.scatter(i, j) = *next++;
+  out.moments_->assume(state.weight);
   return out;
 }
 
 CrossCovariance::CrossCovariance(std::int64_t n_x, std::int64_t n_y)
-    : reference_x_(std::size_t(checked_size("n_x", n_x)), 0),
-      reference_y_(std::size_t(checked_size("n_y", n_y)), 0),
-      offset_x_(std::size_t(n_x), 0),
-      offset_y_(std::size_t(n_y), 0),
-      squares_x_(std::size_t(n_x), 0),
-      squares_y_(std::size_t(n_y), 0),
-      scatter_(n_x, n_y, 0) {}
+    : n_x_(checked_size("n_x", n_x)),
+      n_y_(checked_size("n_y", n_y)),
+      moments_(std::make_unique<cpu::Moments>(n_x, n_y)) {}
+
+CrossCovariance::~CrossCovariance() = default;
+CrossCovariance::CrossCovariance(CrossCovariance&&) noexcept = default;
+CrossCovariance& CrossCovariance::operator=(CrossCovariance&&) noexcept = default;
+
+double CrossCovariance::weight() const { return moments_->weight(); }
 
 void CrossCovariance::update(const ArrayView& x, const ArrayView& y, const RowSelection& selection,
                              const Context& context) {
-  check_rows("x", x, size_x());
-  check_rows("y", y, size_y());
+  check_rows("x", x, n_x_);
+  check_rows("y", y, n_y_);
   if (!std::ranges::equal(x.shape().first(std::size_t(x.rank() - 1)),
                           y.shape().first(std::size_t(y.rank() - 1))))
     throw InvalidArgument(message("y: got shape ", shape_text(y),
@@ -384,87 +305,44 @@ void CrossCovariance::update(const ArrayView& x, const ArrayView& y, const RowSe
   const cpu::Rows rows = select(x, selection);
   if (rows.count == 0) return;
   check_count(count_, rows.count);
-  const double weight = total_weight(weight_, rows.weight);
-  std::vector<double> reference_x = reference_for(reference_x_, weight_, x, rows);
-  std::vector<double> reference_y = reference_for(reference_y_, weight_, y, rows);
-  const auto in_x = checked_statistics("x", x, rows, reference_x, weight, context);
-  const auto in_y = checked_statistics("y", y, rows, reference_y, weight, context);
-  if (context.poll) context.poll();
-
-  const std::vector<double> shift_x = difference(in_x.offset, offset_x_);
-  const std::vector<double> shift_y = difference(in_y.offset, offset_y_);
-  cpu::add_cross_scatter(
-      {x, reference_x, in_x.offset, shift_x}, {y, reference_y, in_y.offset, shift_y}, rows,
-      combined_weight(weight_, rows.weight), scatter_, squares_x_, squares_y_, context);
-  reference_x_ = std::move(reference_x);
-  reference_y_ = std::move(reference_y);
-  add_multiple(offset_x_, rows.weight / weight, shift_x);
-  add_multiple(offset_y_, rows.weight / weight, shift_y);
-  weight_ = weight;
+  check_total_weight(weight(), rows.weight);
+  const ArrayView batches[] = {x, y};
+  if (const auto refusal = moments_->add(batches, rows, context))
+    refuse(refusal->side == 0 ? "x" : "y", *refusal);
   count_ += rows.count;
 }
 
 void CrossCovariance::merge(const CrossCovariance& other) {
-  if (other.size_x() != size_x() || other.size_y() != size_y())
-    throw InvalidArgument(message("other: got ", other.size_x(), " x ", other.size_y(),
-                                  " features, expected ", size_x(), " x ", size_y()));
+  if (other.n_x_ != n_x_ || other.n_y_ != n_y_)
+    throw InvalidArgument(message("other: got ", other.n_x_, " x ", other.n_y_,
+                                  " features, expected ", n_x_, " x ", n_y_));
   check_count(count_, other.count_);
-  if (!(other.weight_ > 0)) return;
-  const double weight = total_weight(weight_, other.weight_);
-  const double correction = combined_weight(weight_, other.weight_);
-  std::vector<double> reference_x = weight_ == 0 ? other.reference_x_ : reference_x_;
-  std::vector<double> reference_y = weight_ == 0 ? other.reference_y_ : reference_y_;
-  const auto shift_x = shift_between(reference_x, offset_x_, other.reference_x_, other.offset_x_);
-  const auto shift_y = shift_between(reference_y, offset_y_, other.reference_y_, other.offset_y_);
-  for (std::size_t i = 0; i < squares_x_.size(); ++i)
-    check_sum(squares_x_[i] + other.squares_x_[i], correction, shift_x[i]);
-  for (std::size_t i = 0; i < squares_y_.size(); ++i)
-    check_sum(squares_y_[i] + other.squares_y_[i], correction, shift_y[i]);
-  reference_x_ = std::move(reference_x);
-  reference_y_ = std::move(reference_y);
-  for (std::int64_t i = 0; i < size_x(); ++i)
-    for (std::int64_t j = 0; j < size_y(); ++j)
-      scatter_(i, j) +=
-          other.scatter_(i, j) + correction * (shift_x[std::size_t(i)] * shift_y[std::size_t(j)]);
-  const auto add_squares = [&](std::vector<double>& mine, const std::vector<double>& theirs,
-                               const std::vector<double>& shift) {
-    for (std::size_t i = 0; i < mine.size(); ++i)
-      mine[i] += theirs[i] + correction * shift[i] * shift[i];
-  };
-  add_squares(squares_x_, other.squares_x_, shift_x);
-  add_squares(squares_y_, other.squares_y_, shift_y);
-  add_multiple(offset_x_, other.weight_ / weight, shift_x);
-  add_multiple(offset_y_, other.weight_ / weight, shift_y);
-  weight_ = weight;
+  check_total_weight(weight(), other.weight());
+  if (!moments_->merge(*other.moments_)) refuse_sum();
   count_ += other.count_;
 }
 
 Matrix<double> CrossCovariance::cross_moment() const {
-  need_samples("cross_moment", weight_);
-  const std::vector<double> mean_x = sum_of(reference_x_, offset_x_);
-  const std::vector<double> mean_y = sum_of(reference_y_, offset_y_);
-  Matrix<double> out(size_x(), size_y());
-  for (std::int64_t i = 0; i < size_x(); ++i)
-    for (std::int64_t j = 0; j < size_y(); ++j)
-      out(i, j) = scatter_(i, j) / weight_ + mean_x[std::size_t(i)] * mean_y[std::size_t(j)];
-  return out;
+  need_samples("cross_moment", weight());
+  return moments_->scaled_scatter(weight(), moments_->mean(0), moments_->mean(1));
 }
 
 Matrix<double> CrossCovariance::cross_covariance(double ddof) const {
-  const double divisor = checked_divisor(weight_, ddof);
-  Matrix<double> out = scatter_.copy();
-  for (double& x : out.values()) x /= divisor;
-  return out;
+  const std::vector<double> zero_x(std::size_t(n_x_), 0), zero_y(std::size_t(n_y_), 0);
+  return moments_->scaled_scatter(checked_divisor(weight(), ddof), zero_x, zero_y);
 }
 
 Matrix<double> CrossCovariance::correlation() const {
-  need_samples("correlation", weight_);
-  Matrix<double> out(size_x(), size_y());
-  for (std::int64_t i = 0; i < size_x(); ++i)
-    for (std::int64_t j = 0; j < size_y(); ++j) {
-      const double scale =
-          std::sqrt(squares_x_[std::size_t(i)]) * std::sqrt(squares_y_[std::size_t(j)]);
-      out(i, j) = scale > 0 ? std::clamp(scatter_(i, j) / scale, -1.0, 1.0) : 0;
+  need_samples("correlation", weight());
+  const cpu::Moments::Settled& moments = moments_->settled();
+  const double* const squares_y = moments.squares.data() + moments_->first(1);
+  Matrix<double> out(n_x_, n_y_);
+  for (std::int64_t i = 0; i < n_x_; ++i)
+    for (std::int64_t j = 0; j < n_y_; ++j) {
+      // Rounding may leave a constant feature a square below zero.
+      const double scale = std::sqrt(std::max(0.0, moments.squares[std::size_t(i)])) *
+                           std::sqrt(std::max(0.0, squares_y[j]));
+      out(i, j) = scale > 0 ? std::clamp(moments.scatter(i, j) / scale, -1.0, 1.0) : 0;
     }
   return out;
 }

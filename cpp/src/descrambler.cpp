@@ -2,35 +2,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <map>
+#include <new>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/gauge.hpp"
 #include "cpu/linalg.hpp"
+#include "cpu/operators.hpp"
 #include "cpu/parallel.hpp"
 #include "descramble_fast/eigh.hpp"
+#include "descramble_fast/error.hpp"
 #include "message.hpp"
 #include "weights.hpp"
 
 namespace descramble_fast {
 
-// Row r of C L, entry r.
 double roughness(const Operator& op, const Matrix<double>& c, const Context& context) {
-  constexpr std::int64_t group = 64;
-  const std::int64_t n = c.rows();
-  double sum = 0;
-  for (std::int64_t first = 0; first < n; first += group) {
-    const std::int64_t count = std::min(group, n - first);
-    Matrix<double> rows(count, n);
-    std::copy_n(c.row(first), count * n, rows.data());
-    op.apply(rows.values(), context);
-    for (std::int64_t i = 0; i < count; ++i) sum += rows(i, first + i);
-  }
-  return sum;
+  return op.impl().trace_with(c.data(), cpu::threads_of(context));
 }
 
 namespace {
@@ -38,6 +32,11 @@ namespace {
 constexpr double epsilon = std::numeric_limits<double>::epsilon();
 // A second moment kept in float32 has eigenvalues this far below zero, relative to the largest.
 constexpr double rounding_of_moments = 1e-6;
+// Of what a solution takes beside its matrices: vectors of n, and the buffers of BLAS.
+constexpr std::int64_t vectors_beside = 64;
+constexpr std::int64_t fixed_memory = std::int64_t(1) << 24;
+// Numbers below which threads cost more than they bring.
+constexpr std::int64_t threaded_work = 1 << 14;
 
 std::vector<Block> close_runs(const std::vector<double>& values, double gap) {
   std::vector<Block> runs;
@@ -50,43 +49,100 @@ std::vector<Block> close_runs(const std::vector<double>& values, double gap) {
   return runs;
 }
 
-// One solved problem of a batch: `row` is its first row in the eigenvectors, ascending.
-struct Solved {
-  const Eigh<double>& pairs;
-  std::int64_t item;
-};
-
 // The rule of the gauge; `reference` for Gauge::reference alone.
 struct Choice {
   Gauge gauge;
   std::optional<Matrix<double>> reference;
 };
 
-SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, std::int64_t k,
-                               std::int64_t samples, const Solved& solved, const Choice& choice,
+// What is read off a moment before it is solved.
+struct Facts {
+  double initial_cost = 0;
+  double lowest_variance = 0;  // negative eigenvalues beyond the k leading ones show here
+};
+
+// Problems of one size, solved as one batch; the answers' places.
+struct Batch {
+  std::vector<const Covariance*> covariances;
+  std::vector<const Operator*> ops;
+  std::vector<std::size_t> places;
+  std::int64_t n = 0;
+  std::int64_t k = 0;
+
+  std::int64_t count() const { return std::int64_t(ops.size()); }
+};
+
+Matrix<double> moment_of(const Covariance& covariance, bool center) {
+  if (!center) return covariance.second_moment();
+  if (!covariance.has_mean())
+    throw InvalidArgument("center: got true, but this second moment came without a mean");
+  return covariance.covariance();
+}
+
+// The moments one below the other, and what is read off them.
+Matrix<double> stacked_moments(const Batch& batch, bool center, std::vector<Facts>& facts,
                                const Context& context) {
-  const std::int64_t n = c.rows(), known = solved.pairs.eigenvalues.columns();
-  SmoothnessDescrambler d(op);
-  d.components = Matrix<double>(k, n);
-  for (std::int64_t i = 0; i < known; ++i) {
-    const std::int64_t from = known - 1 - i;
-    d.eigenvalues.push_back(solved.pairs.eigenvalues(solved.item, from));
-    if (i == k) continue;  // one more is known only to see whether a block is cut
-    std::copy_n(solved.pairs.eigenvectors.row(solved.item * known + from), n, d.components.row(i));
-    cpu::fix_sign(d.components.row(i), n);
+  const std::int64_t n = batch.n, count = batch.count();
+  Matrix<double> stack;
+  if (count > 1) stack = Matrix<double>(count * n, n);
+  facts.resize(std::size_t(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    Matrix<double> c = moment_of(*batch.covariances[std::size_t(i)], center);
+    Facts& found = facts[std::size_t(i)];
+    found.initial_cost = roughness(*batch.ops[std::size_t(i)], c, context);
+    for (std::int64_t j = 0; j < n; ++j)
+      found.lowest_variance = std::min(found.lowest_variance, c(j, j));
+    if (count > 1)
+      std::copy_n(c.data(), n * n, stack.row(i * n));
+    else
+      stack = std::move(c);
   }
+  return stack;
+}
+
+// The k leading eigenvectors of one item, descending, with canonical signs. Those of a batch of one
+// stay where they are.
+Matrix<double> leading_components(Eigh<double>& pairs, std::int64_t item, std::int64_t k,
+                                  int threads) {
+  const std::int64_t n = pairs.n, known = pairs.eigenvalues.columns();
+  if (k * n < threaded_work) threads = 1;
+  if (pairs.eigenvalues.rows() > 1 || known > k) {
+    Matrix<double> out(k, n);
+    cpu::parallel_for(threads, k, [&](std::int64_t i) {
+      std::copy_n(pairs.eigenvectors.row((item + 1) * known - 1 - i), n, out.row(i));
+      cpu::fix_sign(out.row(i), n);
+    });
+    return out;
+  }
+  Matrix<double> out = std::move(pairs.eigenvectors);
+  cpu::parallel_for(threads, (k + 1) / 2, [&](std::int64_t i) {
+    const std::int64_t mirrored = k - 1 - i;
+    cpu::fix_sign(out.row(i), n);
+    if (i == mirrored) return;
+    cpu::fix_sign(out.row(mirrored), n);
+    std::swap_ranges(out.row(i), out.row(i) + n, out.row(mirrored));
+  });
+  return out;
+}
+
+// Sets the eigenvalues, the blocks and the costs.
+void set_spectrum(SmoothnessDescrambler& d, const Eigh<double>& pairs, std::int64_t item,
+                  std::int64_t k, std::int64_t samples, const Facts& facts) {
+  const std::int64_t n = d.size();
+  const double* const ascending = pairs.eigenvalues.row(item);
+  d.eigenvalues.assign(std::reverse_iterator(ascending + pairs.eigenvalues.columns()),
+                       std::reverse_iterator(ascending));
   const double largest = std::max(0.0, d.eigenvalues.front());
   const double lowest = d.eigenvalues.back();
-  double lowest_variance = 0;  // negative eigenvalues beyond the k leading ones show here
-  for (std::int64_t i = 0; i < n; ++i) lowest_variance = std::min(lowest_variance, c(i, i));
   const double rounding =
       rounding_of_moments * largest + double(n) * std::numeric_limits<double>::min();
-  if (std::min(lowest, lowest_variance) < -rounding)
+  if (std::min(lowest, facts.lowest_variance) < -rounding)
     throw InvalidArgument(
         message("covariance: not positive semidefinite: smallest eigenvalue or variance ",
-                std::min(lowest, lowest_variance), " beside the largest ", largest));
+                std::min(lowest, facts.lowest_variance), " beside the largest ", largest));
   for (double& x : d.eigenvalues) x = std::max(0.0, x);
 
+  // One more than k is known only to see whether a block is cut.
   d.blocks = close_runs(d.eigenvalues, double(n) * epsilon * largest);
   for (Block& block : d.blocks) block.end = std::min(block.end, k);
   if (!d.blocks.empty() && d.blocks.back().begin == k) d.blocks.pop_back();
@@ -96,28 +152,80 @@ SmoothnessDescrambler assemble(const Operator& op, const Matrix<double>& c, std:
   // number of samples, what was clipped, and the width of a block within which a gauge may rotate.
   const double rounding_of_input = (2 * double(n) + std::sqrt(double(samples))) * epsilon * largest;
   const double error =
-      solved.pairs.residual[std::size_t(solved.item)] + rounding_of_input + std::max(0.0, -lowest);
-  const auto l = op.eigenvalues().first(std::size_t(k));
+      pairs.residual[std::size_t(item)] + rounding_of_input + std::max(0.0, -lowest);
+  const auto l = d.op.eigenvalues().first(std::size_t(k));
   d.cost = std::inner_product(l.begin(), l.end(), d.eigenvalues.begin(), 0.0);
   d.cost_error = error * std::accumulate(l.begin(), l.end(), 0.0);
   d.bound = d.cost;
-  d.initial_cost = roughness(op, c, context);
+  d.initial_cost = facts.initial_cost;
   if (!std::isfinite(d.cost + d.cost_error) || !std::isfinite(d.initial_cost))
     throw InvalidArgument(message("covariance: the roughness of signals with a variance of ",
                                   largest, " overflows float64; rescale the samples"));
-  d.gauge = {std::numeric_limits<double>::quiet_NaN(), true, 0};
-  d.route = solved.pairs.route;
-  if (choice.gauge != Gauge::canonical)
-    cpu::choose_nearest(choice.reference ? &*choice.reference : nullptr, d, context);
-  d.orthogonality_error = cpu::orthogonality_error(d.components, cpu::threads_of(context));
-  return d;
 }
 
-Matrix<double> moment_of(const Covariance& covariance, bool center) {
-  if (!center) return covariance.second_moment();
-  if (!covariance.has_mean())
-    throw InvalidArgument("center: got true, but this second moment came without a mean");
-  return covariance.covariance();
+void choose_gauge(SmoothnessDescrambler& d, const Eigh<double>& pairs, std::int64_t item,
+                  const Choice& choice, const Context& context) {
+  d.gauge = {std::numeric_limits<double>::quiet_NaN(), true, 0};
+  d.orthogonality_error = pairs.orthogonality_error[std::size_t(item)];
+  if (choice.gauge == Gauge::canonical) return;
+  cpu::choose_nearest(choice.reference ? &*choice.reference : nullptr, d, context);
+  d.orthogonality_error = cpu::orthogonality_error(d.components, cpu::threads_of(context));
+}
+
+using Answers = std::vector<std::optional<SmoothnessDescrambler>>;
+
+void solve(const Batch& batch, bool center, const Choice& choice, Answers& answers,
+           const Context& context) {
+  const std::int64_t n = batch.n, k = batch.k, count = batch.count();
+  std::vector<Facts> facts;
+  Matrix<double> stack = stacked_moments(batch, center, facts, context);
+  const std::optional<std::int64_t> asked = k < n ? std::optional(k + 1) : std::nullopt;
+  Eigh<double> pairs = eigh<double>(ArrayView(stack.data(), {count, n, n}), asked, context);
+  stack = {};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Covariance& covariance = *batch.covariances[std::size_t(i)];
+    SmoothnessDescrambler d(*batch.ops[std::size_t(i)]);
+    set_spectrum(d, pairs, i, k, covariance.count(), facts[std::size_t(i)]);
+    d.components = leading_components(pairs, i, k, cpu::threads_of(context));
+    d.route = pairs.route;
+    if (center) d.mean = covariance.mean();
+    choose_gauge(d, pairs, i, choice, context);
+    answers[batch.places[std::size_t(i)]] = std::move(d);
+  }
+}
+
+// How many problems of one size are solved as one batch. Small ones share the vector registers and
+// fit the cache; large ones gain nothing by company.
+std::int64_t batch_size(std::int64_t n) {
+  constexpr std::int64_t alone = 128, cached = 1 << 15, registers = 8;
+  return n > alone ? 1 : std::max<std::int64_t>(1, cached / (n * n * registers)) * registers;
+}
+
+// Side by side where that uses the threads better than LAPACK would within one after another. Few
+// enough at once that many large moments do not stand in memory together.
+void solve_all(const std::vector<Batch>& batches, bool center, const Choice& choice,
+               Answers& answers, const Context& context) {
+  constexpr std::int64_t at_once = std::int64_t(1) << 25, worth_a_thread = 256;
+  const std::int64_t n = batches.front().n, count = std::int64_t(batches.size());
+  const std::int64_t threads = cpu::threads_of(context);
+  const std::int64_t room = std::max<std::int64_t>(1, at_once / (n * n));
+  const std::int64_t side_by_side = std::min({threads, count, room});
+  if (side_by_side < std::min(threads, 1 + n / worth_a_thread)) {
+    for (const Batch& batch : batches) solve(batch, center, choice, answers, context);
+    return;
+  }
+  const auto caller = std::this_thread::get_id();
+  const auto one = [&](std::int64_t i) {
+    const bool polls = std::this_thread::get_id() == caller;
+    solve(batches[std::size_t(i)], center, choice, answers,
+          {1, polls ? context.poll : std::function<void()>()});
+  };
+  cpu::parallel_for(int(side_by_side), count, one, context.poll);
+}
+
+void check_components(std::int64_t n, std::optional<std::int64_t> k) {
+  if (k && (*k < 1 || *k > n))
+    throw InvalidArgument(message("k: got ", *k, ", expected between 1 and ", n));
 }
 
 void check_problem(const Covariance& covariance, const Operator& op,
@@ -126,11 +234,43 @@ void check_problem(const Covariance& covariance, const Operator& op,
   if (op.size() != n)
     throw InvalidArgument(
         message("operator: acts on ", op.size(), " neurons, the moments have ", n));
-  if (options.k && (*options.k < 1 || *options.k > n))
-    throw InvalidArgument(message("k: got ", *options.k, ", expected between 1 and ", n));
+  check_components(n, options.k);
   if (options.gauge != Gauge::canonical && options.k && *options.k < n)
     throw InvalidArgument(message("gauge: a nearest matrix needs all components, but k = ",
                                   *options.k, " of ", n, " are asked for"));
+}
+
+// Throws OutOfMemory where the system would not grant what a solution is said to take.
+void check_memory(std::int64_t n, std::optional<std::int64_t> k) {
+  constexpr std::int64_t small = 1 << 20;
+  const std::int64_t bytes = descramble_memory(n, k);
+  if (bytes - fixed_memory < small) return;
+  void* const granted = ::operator new(std::size_t(bytes), std::nothrow);
+  ::operator delete(granted);
+  if (granted == nullptr)
+    throw OutOfMemory(message("descramble: cannot have the ", bytes, " bytes that n = ", n,
+                              k ? message(", k = ", *k) : std::string(), " takes"));
+}
+
+// body(first, count) for groups of rows whose size depends on their length alone.
+template <class Callable>
+void each_group(const Matrix<double>& rows, const Context& context, const Callable& body) {
+  const std::int64_t group = std::max<std::int64_t>(1, threaded_work / rows.columns());
+  const int threads =
+      std::int64_t(rows.values().size()) < threaded_work ? 1 : cpu::threads_of(context);
+  cpu::parallel_for(threads, (rows.rows() + group - 1) / group, [&](std::int64_t g) {
+    body(g * group, std::min(group, rows.rows() - g * group));
+  });
+}
+
+void add_to_rows(double sign, std::span<const double> vector, Matrix<double>& rows,
+                 const Context& context) {
+  each_group(rows, context, [&](std::int64_t first, std::int64_t count) {
+    for (std::int64_t i = first; i < first + count; ++i) {
+      double* const row = rows.row(i);
+      for (std::size_t j = 0; j < vector.size(); ++j) row[j] += sign * vector[j];
+    }
+  });
 }
 
 }  // namespace
@@ -138,9 +278,7 @@ void check_problem(const Covariance& covariance, const Operator& op,
 Matrix<double> Descrambler::transform(const ArrayView& samples, const Context& context) const {
   check_rows("samples", samples, size());
   Matrix<double> rows = cpu::widen_rows(samples, context);
-  if (!mean.empty())
-    for (std::int64_t i = 0; i < rows.rows(); ++i)
-      for (std::int64_t j = 0; j < size(); ++j) rows(i, j) -= mean[std::size_t(j)];
+  if (!mean.empty()) add_to_rows(-1, mean, rows, context);
   return forward(std::move(rows), context);
 }
 
@@ -148,16 +286,16 @@ Matrix<double> Descrambler::inverse_transform(const ArrayView& samples,
                                               const Context& context) const {
   check_rows("samples", samples, size());
   Matrix<double> rows = backward(cpu::widen_rows(samples, context), context);
-  if (!mean.empty())
-    for (std::int64_t i = 0; i < rows.rows(); ++i)
-      for (std::int64_t j = 0; j < size(); ++j) rows(i, j) += mean[std::size_t(j)];
+  if (!mean.empty()) add_to_rows(1, mean, rows, context);
   return rows;
 }
 
 Matrix<double> Descrambler::transform_weight(const ArrayView& weight,
                                              const Context& context) const {
   check_matrix("W", weight, size(), -1);
-  return cpu::transposed(forward(cpu::transposed(cpu::widen_rows(weight, context)), context));
+  const int threads = cpu::threads_of(context);
+  return cpu::transposed(
+      forward(cpu::transposed(cpu::widen_rows(weight, context), threads), context), threads);
 }
 
 Matrix<double> Descrambler::transform_bias(const ArrayView& bias, const Context& context) const {
@@ -183,25 +321,27 @@ Matrix<double> resized(const Matrix<double>& from, std::int64_t columns) {
 
 // Each row's entries of a block times A (forward) or A^T (back).
 void rotate(std::span<const SmoothnessDescrambler::Rotation> rotations, bool back,
-            Matrix<double>& rows) {
-  std::vector<double> old;
-  for (const auto& [block, a] : rotations) {
-    old.resize(std::size_t(block.size()));
-    for (std::int64_t r = 0; r < rows.rows(); ++r) {
-      double* const x = rows.row(r) + block.begin;
-      std::copy_n(x, block.size(), old.begin());
-      for (std::int64_t i = 0; i < block.size(); ++i) {
-        x[i] = 0;
-        for (std::int64_t j = 0; j < block.size(); ++j)
-          x[i] += (back ? a(j, i) : a(i, j)) * old[std::size_t(j)];
+            Matrix<double>& rows, const Context& context) {
+  each_group(rows, context, [&](std::int64_t first, std::int64_t count) {
+    std::vector<double> old;
+    for (const auto& [block, a] : rotations) {
+      old.resize(std::size_t(block.size()));
+      for (std::int64_t r = first; r < first + count; ++r) {
+        double* const x = rows.row(r) + block.begin;
+        std::copy_n(x, block.size(), old.begin());
+        for (std::int64_t i = 0; i < block.size(); ++i) {
+          x[i] = 0;
+          for (std::int64_t j = 0; j < block.size(); ++j)
+            x[i] += (back ? a(j, i) : a(i, j)) * old[std::size_t(j)];
+        }
       }
     }
-  }
+  });
 }
 
 Matrix<double> synthesized(const SmoothnessDescrambler& d, Matrix<double> coefficients,
                            const Context& context) {
-  rotate(d.rotations, false, coefficients);
+  rotate(d.rotations, false, coefficients, context);
   if (coefficients.columns() != d.size()) coefficients = resized(coefficients, d.size());
   d.op.synthesize(coefficients.values(), context);
   return coefficients;
@@ -217,12 +357,13 @@ Matrix<double> SmoothnessDescrambler::forward(Matrix<double> rows, const Context
 Matrix<double> SmoothnessDescrambler::backward(Matrix<double> rows, const Context& context) const {
   op.analyze(rows.values(), context);
   if (components.rows() != size()) rows = resized(rows, components.rows());
-  rotate(rotations, true, rows);
+  rotate(rotations, true, rows, context);
   return cpu::times(rows, components, cpu::threads_of(context));
 }
 
 Matrix<double> SmoothnessDescrambler::matrix() const {
-  return cpu::transposed(synthesized(*this, cpu::transposed(components), {}));
+  const int threads = num_threads();
+  return cpu::transposed(synthesized(*this, cpu::transposed(components, threads), {}), threads);
 }
 
 Matrix<double> SmoothnessDescrambler::modes() const {
@@ -277,36 +418,35 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
         throw InvalidArgument(message("gauge: got a reference of shape (", n, ", ", n,
                                       "), expected (", size, ", ", size, ")"));
   }
+  for (const auto& [n, members] : by_size) check_memory(n, options.k);
 
-  std::vector<std::optional<SmoothnessDescrambler>> solved(covariances.size());
+  Answers answers(covariances.size());
   for (const auto& [n, members] : by_size) {
-    // A batch is bounded, so that many large moments do not stand in memory together.
-    const std::size_t group =
-        std::size_t(std::max<std::int64_t>(1, (std::int64_t(1) << 24) / (n * n)));
-    for (std::size_t begin = 0; begin < members.size(); begin += group) {
-      const std::size_t count = std::min(group, members.size() - begin);
-      std::vector<Matrix<double>> moments;
-      Matrix<double> stack(count > 1 ? std::int64_t(count) * n : 0, n);
-      for (std::size_t i = 0; i < count; ++i) {
-        moments.push_back(moment_of(*covariances[members[begin + i]], options.center));
-        if (count > 1) std::copy_n(moments.back().data(), n * n, stack.row(std::int64_t(i) * n));
-      }
-      const ArrayView batch(count > 1 ? stack.data() : moments[0].data(),
-                            {std::int64_t(count), n, n});
-      const std::int64_t k = options.k.value_or(n);
-      const std::optional<std::int64_t> asked = k < n ? std::optional(k + 1) : std::nullopt;
-      const Eigh<double> pairs = eigh<double>(batch, asked, context);
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t member = members[begin + i];
-        solved[member] = assemble(ops[member], moments[i], k, covariances[member]->count(),
-                                  {pairs, std::int64_t(i)}, choice, context);
-        if (options.center) solved[member]->mean = covariances[member]->mean();
-      }
+    std::vector<Batch> batches;
+    for (const std::size_t member : members) {
+      if (batches.empty() || batches.back().count() == batch_size(n))
+        batches.push_back({{}, {}, {}, n, options.k.value_or(n)});
+      batches.back().covariances.push_back(covariances[member]);
+      batches.back().ops.push_back(&ops[member]);
+      batches.back().places.push_back(member);
     }
+    solve_all(batches, options.center, choice, answers, context);
   }
   std::vector<SmoothnessDescrambler> out;
-  for (auto& d : solved) out.push_back(std::move(*d));
+  out.reserve(answers.size());
+  for (auto& d : answers) out.push_back(std::move(*d));
   return out;
+}
+
+std::int64_t descramble_memory(std::int64_t n, std::optional<std::int64_t> k) {
+  constexpr std::int64_t largest = std::int64_t(1) << 28;
+  if (n < 1 || n > largest)
+    throw InvalidArgument(message("n: got ", n, ", expected between 1 and ", largest));
+  check_components(n, k);
+  // The moment, which the solution is checked against; the eigenvectors, which become the
+  // components; and the eigensolver's own.
+  const std::int64_t numbers = k && *k < n ? 2 * n * n + (*k + 1) * n : 4 * n * n;
+  return std::int64_t(sizeof(double)) * (numbers + vectors_beside * n) + fixed_memory;
 }
 
 Covariance preactivation_moment(const ArrayView& weight, const std::optional<ArrayView>& bias,

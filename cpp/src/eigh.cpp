@@ -2,15 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <string>
 #include <type_traits>
 
 #include "check.hpp"
+#include "cpu/divide.hpp"
 #include "cpu/eigh.hpp"
+#include "cpu/eigh_batch.hpp"
 #include "cpu/lapack.hpp"
+#include "cpu/leading.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/tridiagonal.hpp"
 #include "ladder.hpp"
 
 namespace descramble_fast {
@@ -19,6 +24,8 @@ namespace {
 
 // Below this size LAPACK's own threads cost more than they bring.
 constexpr std::int64_t threaded_size = 256;
+// The same for its reduction to tridiagonal form alone, which synchronises at every column.
+constexpr std::int64_t threaded_reduction = 1024;
 
 template <class T>
 struct Item {
@@ -26,7 +33,23 @@ struct Item {
   std::int64_t k;
   T* w;
   T* v;
+  /// 1: the caller holds a SingleBlasThread; more: it holds nothing, and each solver its own guard.
+  int threads = 1;
+  std::function<void()> poll = {};
 };
+
+// Runs a solver that takes its threads from `Guard` where the caller left that to it.
+template <class Guard, class T, class Solve>
+auto guarded(const Item<T>& item, const Solve& solve) {
+  std::optional<Guard> guard;
+  if (item.threads > 1) {
+    if constexpr (std::is_constructible_v<Guard, int>)
+      guard.emplace(item.threads);
+    else
+      guard.emplace();
+  }
+  return solve();
+}
 
 struct ItemReport {
   std::string driver;
@@ -37,7 +60,7 @@ struct ItemReport {
 template <class T>
 std::string judge(const Item<T>& item, int exponent, double norm, cpu::EighCheck& check) {
   const std::int64_t n = item.a.columns();
-  check = cpu::check_eigenpairs(item.a, exponent, item.k, item.w, item.v);
+  check = cpu::check_eigenpairs(item.a, exponent, item.k, item.w, item.v, item.threads);
   const double limit = 50 * double(n) * double(std::numeric_limits<T>::epsilon());
   // |A|_2 >= |A|_F / sqrt(n), and it is the largest |eigenvalue|, where all are known.
   double norm2 = norm / std::sqrt(double(n));
@@ -56,9 +79,33 @@ std::string solve_syevd(const Item<T>& item, int exponent, double norm, cpu::Eig
   const std::int64_t n = item.a.columns();
   if (!cpu::fits_lapack(cpu::Lapack<T>::syevd_workspace(n)))
     return message("its workspace for n = ", n, " exceeds this LAPACK's 32-bit lengths");
-  cpu::load_lower(item.a, exponent, item.v);
-  if (const auto info = cpu::Lapack<T>::syevd(n, item.v, item.w); info != 0) return info_text(info);
+  cpu::load_lower(item.a, exponent, item.v, item.threads);
+  const auto info =
+      guarded<cpu::ManyBlasThreads>(item, [&] { return cpu::Lapack<T>::syevd(n, item.v, item.w); });
+  if (info != 0) return info_text(info);
   return judge(item, exponent, norm, check);
+}
+
+// What ?syevd does, its divide and conquer and the transformation back on threads of our own.
+template <class T>
+std::string solve_tridiagonal(const Item<T>& item, int exponent, double norm,
+                              cpu::EighCheck& check) {
+  const std::int64_t n = item.a.columns();
+  if (!cpu::fits_lapack(64 * n)) return message("n = ", n, " exceeds this LAPACK's 32-bit lengths");
+  Matrix<T> work(n, n), e(1, n), tau(1, n);
+  cpu::load_lower(item.a, exponent, work.data(), item.threads);
+  const auto reduce = [&] {
+    return cpu::Lapack<T>::sytrd(n, work.data(), item.w, e.data(), tau.data());
+  };
+  auto info = n < threaded_reduction ? guarded<cpu::SingleBlasThread>(item, reduce)
+                                     : guarded<cpu::ManyBlasThreads>(item, reduce);
+  if (info == 0)
+    info = guarded<cpu::SingleBlasThread>(item, [&] {
+      const auto failed = cpu::divide_and_conquer(n, item.w, e.data(), item.v, item.threads);
+      if (failed == 0) cpu::transform_back(n, n, work.data(), tau.data(), item.v, item.threads);
+      return failed;
+    });
+  return info != 0 ? info_text(info) : judge(item, exponent, norm, check);
 }
 
 template <class T>
@@ -66,8 +113,9 @@ std::string solve_syevr(const Item<T>& item, int exponent, double norm, cpu::Eig
   const std::int64_t n = item.a.columns();
   if (!cpu::fits_lapack(26 * n)) return message("n = ", n, " exceeds this LAPACK's 32-bit lengths");
   Matrix<T> work(n, n);
-  cpu::load_lower(item.a, exponent, work.data());
-  const auto [info, found] = cpu::Lapack<T>::syevr(n, item.k, work.data(), item.w, item.v);
+  cpu::load_lower(item.a, exponent, work.data(), item.threads);
+  const auto [info, found] = guarded<cpu::ManyBlasThreads>(
+      item, [&] { return cpu::Lapack<T>::syevr(n, item.k, work.data(), item.w, item.v); });
   if (info != 0) return info_text(info);
   if (found != item.k) return message("found ", found, " of ", item.k, " eigenvectors");
   return judge(item, exponent, norm, check);
@@ -79,7 +127,7 @@ std::string solve_all(const Item<T>& item, int exponent, double norm, cpu::EighC
   const std::int64_t n = item.a.columns();
   Matrix<Working> w(1, n), v(n, n);
   cpu::EighCheck all_check;
-  const Item<Working> all{item.a, n, w.data(), v.data()};
+  const Item<Working> all{item.a, n, w.data(), v.data(), item.threads, item.poll};
   if (std::string failure = solve_syevd(all, exponent, norm, all_check); !failure.empty())
     return failure;
   const auto narrow = [](Working x) { return T(x); };
@@ -89,14 +137,29 @@ std::string solve_all(const Item<T>& item, int exponent, double norm, cpu::EighC
 }
 
 template <class T>
+std::string solve_krylov(const Item<T>& item, int exponent, double norm, cpu::EighCheck& check) {
+  std::string failure = guarded<cpu::SingleBlasThread>(item, [&] {
+    return cpu::leading_eigenpairs(item.a, exponent, norm, item.k, item.threads, item.poll, item.w,
+                                   item.v);
+  });
+  return failure.empty() ? judge(item, exponent, norm, check) : failure;
+}
+
+template <class T>
 ItemReport solve(const Item<T>& item, int exponent) {
   ItemReport report;
-  const double norm = cpu::frobenius_norm(item.a, exponent);
+  const double norm = cpu::frobenius_norm(item.a, exponent, item.threads);
   const std::string letter = std::is_same_v<T, float> ? "s" : "d";
   std::vector<Rung> rungs;
-  if (item.k == item.a.columns())
+  if (cpu::leading_may_pay(item.a.columns(), item.k))
+    rungs.push_back(
+        {letter + "krylov", [&] { return solve_krylov(item, exponent, norm, report.check); }});
+  if (item.k == item.a.columns()) {
+    rungs.push_back(
+        {letter + "sytrd", [&] { return solve_tridiagonal(item, exponent, norm, report.check); }});
     rungs.push_back(
         {letter + "syevd", [&] { return solve_syevd(item, exponent, norm, report.check); }});
+  }
   rungs.push_back(
       {letter + "syevr", [&] { return solve_syevr(item, exponent, norm, report.check); }});
   if (item.k != item.a.columns())
@@ -118,6 +181,81 @@ ItemReport solve(const Item<T>& item, int exponent) {
 
 std::string batch_text(const ArrayView& a, std::int64_t item) {
   return a.rank() > 2 ? message(" of matrix ", item) : std::string();
+}
+
+// Matrix b of the batch by itself, its results in their places.
+template <class T>
+ItemReport solve_matrix(const ArrayView& a, std::int64_t b, int threads,
+                        const std::function<void()>& poll, Eigh<T>& out) {
+  const ArrayView matrix = a.item(b, 2);
+  const cpu::Scaled scaled = cpu::scale_of(matrix, threads);
+  if (scaled.bad_row >= 0)
+    throw InvalidArgument(message("a: NaN or infinity at row ", scaled.bad_row, ", column ",
+                                  scaled.bad_column, batch_text(a, b)));
+  const std::int64_t kept = out.eigenvalues.columns();
+  const Item<T> item{matrix,  kept, out.eigenvalues.row(b), out.eigenvectors.row(b * kept),
+                     threads, poll};
+  return solve(item, scaled.exponent);
+}
+
+const char* failure_text(cpu::LaneStatus status) {
+  switch (status) {
+    case cpu::LaneStatus::not_converged:
+      return "no convergence";
+    case cpu::LaneStatus::not_orthogonal:
+      return "orthogonality error too large";
+    case cpu::LaneStatus::not_accurate:
+      return "residual too large";
+    default:
+      return nullptr;
+  }
+}
+
+// Several matrices at once, one in each lane of a vector. Those that cannot be solved so are solved
+// by themselves.
+template <class T>
+void solve_in_lanes(const ArrayView& a, const Context& context, Eigh<T>& out) {
+  const std::int64_t n = a.columns(), batch = out.eigenvalues.rows();
+  const auto& [level, kernels] = cpu::eigh_batch_kernels();
+  const int threads = cpu::threads_of(context);
+  // Narrower vectors where wide ones would leave threads without work.
+  const std::int64_t width = cpu::fitting(cpu::lane_solvers<T>(*kernels), n,
+                                          n < 12 ? batch : (batch + threads - 1) / threads)
+                                 .lanes;
+  const std::int64_t groups = (batch + width - 1) / width;
+  // A group costs about n^3 + 512 units of a few nanoseconds, a task at least 2^14 of them if that
+  // leaves work for every thread; the caller may cancel after about 2^22.
+  const std::int64_t cost = n * n * n + 512;
+  const std::int64_t task =
+      width * std::clamp<std::int64_t>((groups + threads - 1) / threads, 1, 1 + (1 << 14) / cost);
+  const std::int64_t tasks = (batch + task - 1) / task;
+  const std::int64_t span = threads * std::max<std::int64_t>(2, (1 << 22) * width / (task * cost));
+
+  std::vector<cpu::LaneStatus> status(static_cast<std::size_t>(batch));
+  const cpu::LaneResults<T> results{out.eigenvalues.data(), out.eigenvectors.data(),
+                                    out.residual.data(), out.orthogonality_error.data(),
+                                    status.data()};
+  out.route.driver = message("interleaved Householder and QL (", name(level), ")");
+  for (std::int64_t first = 0; first < tasks; first += span) {
+    if (context.poll) context.poll();
+    const std::int64_t last = std::min(tasks, first + span);
+    cpu::parallel_for(threads, last - first, [&](std::int64_t i) {
+      const std::int64_t begin = (first + i) * task;
+      cpu::eigh_in_lanes(*kernels, a, begin, std::min(batch, begin + task),
+                         out.eigenvalues.columns(), width, results);
+    });
+    for (std::int64_t b = first * task; b < std::min(batch, last * task); ++b) {
+      if (status[std::size_t(b)] == cpu::LaneStatus::solved) continue;
+      const cpu::SingleBlasThread guard;
+      const ItemReport report = solve_matrix(a, b, 1, {}, out);
+      out.residual[std::size_t(b)] = report.check.residual;
+      out.orthogonality_error[std::size_t(b)] = report.check.orthogonality_error;
+      if (const char* const failure = failure_text(status[std::size_t(b)]))
+        out.route.fallbacks.push_back(message(out.route.driver, ": ", failure, batch_text(a, b)));
+      for (const std::string& failure : report.fallbacks)
+        out.route.fallbacks.push_back(message(failure, batch_text(a, b)));
+    }
+  }
 }
 
 }  // namespace
@@ -145,23 +283,21 @@ Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k, const Context& c
   out.route.dtype = name(dtype_of<T>);
   if (batch == 0 || n == 0) return out;
 
+  if (cpu::solved_in_lanes<T>(n, kept, batch)) {
+    solve_in_lanes(a, context, out);
+    return out;
+  }
+
   std::vector<ItemReport> reports(static_cast<std::size_t>(batch));
-  const auto solve_item = [&](std::int64_t b) {
-    const ArrayView matrix = a.item(b, 2);
-    const cpu::Scaled scaled = cpu::scale_of(matrix);
-    if (scaled.bad_row >= 0)
-      throw InvalidArgument(message("a: NaN or infinity at row ", scaled.bad_row, ", column ",
-                                    scaled.bad_column, batch_text(a, b)));
-    const Item<T> item{matrix, kept, out.eigenvalues.row(b), out.eigenvectors.row(b * kept)};
-    reports[std::size_t(b)] = solve(item, scaled.exponent);
+  const auto solve_item = [&](std::int64_t b, int inside, const std::function<void()>& poll) {
+    reports[std::size_t(b)] = solve_matrix(a, b, inside, poll, out);
   };
 
   const int threads = cpu::threads_of(context);
   if (threads > 1 && n >= threaded_size && batch < threads) {
     for (std::int64_t b = 0; b < batch; ++b) {
       if (context.poll) context.poll();
-      const cpu::ManyBlasThreads guard(threads);
-      solve_item(b);
+      solve_item(b, threads, context.poll);
     }
   } else {
     // In groups, between which the caller may cancel.
@@ -170,7 +306,7 @@ Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k, const Context& c
       if (context.poll) context.poll();
       const cpu::SingleBlasThread guard;
       cpu::parallel_for(threads, std::min(group, batch - begin),
-                        [&](std::int64_t i) { solve_item(begin + i); });
+                        [&](std::int64_t i) { solve_item(begin + i, 1, {}); });
     }
   }
 

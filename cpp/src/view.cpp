@@ -83,11 +83,12 @@ std::int64_t ArrayView::rows() const {
 
 const std::byte* ArrayView::row(std::int64_t index) const {
   std::int64_t offset = 0;
-  for (int i = rank_ - 2; i >= 0; --i) {
+  for (int i = rank_ - 2; i > 0; --i) {
     const std::int64_t length = shape_[std::size_t(i)];
     offset += (index % length) * strides_[std::size_t(i)];
     index /= length;
   }
+  if (rank_ > 1) offset += index * strides_[0];
   return static_cast<const std::byte*>(data_) + offset * size_of(dtype_);
 }
 

@@ -68,6 +68,7 @@ void bind_context(py::module_& module);
 void bind_covariance(py::module_& module);
 void bind_operators(py::module_& module);
 void bind_eigh(py::module_& module);
+void bind_limits(py::module_& module);
 void bind_descrambler(py::module_& module);
 void bind_permutation(py::module_& module);
 

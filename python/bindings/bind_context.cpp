@@ -33,6 +33,8 @@ void bind_context(py::module_& module) {
 
   module.def("num_threads", &num_threads);
   module.def("set_num_threads", &set_num_threads, py::arg("threads"));
+  module.def("instruction_sets", &instruction_sets);
+  module.def("instruction_set", &instruction_set);
   module.def("lapack_config", &lapack_config);
 }
 

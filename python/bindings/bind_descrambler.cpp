@@ -144,6 +144,8 @@ void bind_descrambler(py::module_& module) {
       py::arg("covariances"), py::arg("operators"), py::arg("center"), py::arg("gauge"),
       py::arg("k"));
 
+  module.def("descramble_memory", &descramble_memory, py::arg("n"), py::arg("k"));
+
   module.def(
       "preactivation_moment",
       [](const py::object& weight, const std::optional<py::object>& bias,

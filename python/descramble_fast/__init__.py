@@ -30,6 +30,7 @@ from descramble_fast._descramble import (
     SmoothnessDescrambler,
     descramble,
     descramble_many,
+    descramble_memory,
 )
 from descramble_fast._eigh import EighResult, eigh
 from descramble_fast._permutation import (
@@ -66,6 +67,7 @@ __all__ = [
     "cuda_available",
     "descramble",
     "descramble_many",
+    "descramble_memory",
     "descramble_permutation",
     "descramble_weights",
     "eigh",

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'descramble_diagonal', 'descramble_many', 'descramble_permutation', 'descramble_trace', 'eigh', 'lapack_config', 'linear_assignment', 'match_modes', 'match_neurons', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
+__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
 class BackendError(RuntimeError):
     pass
 class Route:
@@ -202,6 +202,8 @@ def descramble_diagonal(weight: typing.Any) -> MatrixDescrambler:
     ...
 def descramble_many(covariances: collections.abc.Sequence[Covariance], operators: collections.abc.Sequence[Operator], center: bool, gauge: typing.Any, k: typing.SupportsInt | typing.SupportsIndex | None) -> list[SmoothnessDescrambler]:
     ...
+def descramble_memory(n: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex | None) -> int:
+    ...
 def descramble_permutation(covariance: Covariance, operator: Operator, seed: typing.SupportsInt | typing.SupportsIndex, restarts: typing.SupportsInt | typing.SupportsIndex, time_limit: typing.SupportsFloat | typing.SupportsIndex | None, callback: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int64], float, float, float, float | None, int, str, Route]:
     """
     Permutation, cost, initial cost, bound, tree bound, steps, why it stopped, route.
@@ -212,11 +214,20 @@ def eigh(a: typing.Any, k: typing.SupportsInt | typing.SupportsIndex | None = No
     """
     Eigenvalues, eigenvectors as rows, residual, orthogonality error, route.
     """
+def instruction_set() -> str:
+    ...
+def instruction_sets() -> list[str]:
+    ...
 def lapack_config() -> str:
     ...
 def linear_assignment(cost: typing.Any, maximize: bool = False, initial_duals: typing.Any | None = None) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
     """
     Columns, cost, row duals, column duals, gap, violation, route.
+    """
+def machine_limits(threads: typing.SupportsInt | typing.SupportsIndex = 0, seconds: typing.SupportsFloat | typing.SupportsIndex = 0.2) -> dict[str, float | None]:
+    """
+    Flop/s of multiply-adds and of bfloat16 dot products (None where there is no instruction
+    for them), and bytes/s read from memory, each measured for about that time.
     """
 def match_modes(descrambler: SmoothnessDescrambler) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float64], float, Route]:
     """

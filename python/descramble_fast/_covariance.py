@@ -33,10 +33,13 @@ def _rows(mask: Array | None, weights: Array | None) -> tuple[Any, Any]:
 class Covariance:
     """Streaming count, mean and centred scatter of n features.
 
-    State is float64 (8 n² bytes) whatever the samples' type, and updated about the mean (Chan,
-    Golub and LeVeque 1979), so that means a million times the deviation lose nothing. Batches are
-    read in place; the GIL is released. One accumulator may be used from several threads, whose
-    calls then take turns.
+    State is float64 (the upper triangle, 4 n² bytes; twice that once a long batch was seen). Rows
+    are multiplied about a reference near their mean (Chan, Golub and LeVeque 1979), so that means
+    a million times the deviation lose nothing: float64 samples give covariances to rounding,
+    narrower ones, whose products are summed in float32 for a few dozen rows at a time, to 1e-5 of
+    the largest variance and usually 1e-7. Batches are read in place, up to a few hundred rows at a
+    time copied until there are enough for the kernels; the GIL is released. One accumulator may be
+    used from several threads, whose calls then take turns.
 
     Parameters
     ----------
@@ -116,7 +119,7 @@ class Covariance:
     def update(
         self, batch: Array, mask: Array | None = None, weights: Array | None = None
     ) -> Covariance:
-        """Add samples, without a copy of the batch.
+        """Add samples; the batch is not needed afterwards.
 
         Parameters
         ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from descramble_fast import _core, operators
 from descramble_fast._arrays import Array, Kind, Route, integer
@@ -51,7 +51,8 @@ class Descrambler:
     bound : float
         Lower bound of a minimised criterion, upper bound of a maximised one.
     orthogonality_error : float
-        ‖P Pᵀ - I‖ in the Frobenius norm, on the retained part if only leading components are kept.
+        ‖P Pᵀ - I‖ in the Frobenius norm, estimated by random probes; on the retained part if only
+        leading components are kept.
     route : Route
         Device, precision, driver and fallbacks.
     """
@@ -156,6 +157,26 @@ class SmoothnessDescrambler(Descrambler):
     gauge: Gauge
     _core: _core.SmoothnessDescrambler = field(repr=False)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # The other fields are filled in when one is first asked for: in a batch of small
+            # problems that would cost as much as solving them.
+            values = self.__dict__
+            if name not in self.__dataclass_fields__ or "_gauge_name" not in values:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            core, gauge = values["_core"], values["_core"].gauge
+            fields = common_fields(core, "smoothness") | {
+                "eigenvalues": values["_kind"].out(core.eigenvalues()),
+                "cost_error": core.cost_error,
+                "blocks": tuple(core.blocks()),
+                "gauge": Gauge(
+                    values["_gauge_name"], gauge.distance, gauge.exact, gauge.iterations
+                ),
+            }
+            values.update(fields)
+            return fields[name]
+
     @cached_property
     def components(self) -> Array:
         """U, shape (n, k): column i is the principal component of ``eigenvalues[i]``."""
@@ -227,6 +248,8 @@ def descramble(
         semidefinite, or a mean is needed but unknown.
     BackendError
         If memory lies on an accelerator, or every eigensolver failed.
+    MemoryError
+        If the system would not grant what `descramble_memory` states; found before any work.
 
     Examples
     --------
@@ -273,7 +296,7 @@ def descramble_many(
 
     Raises
     ------
-    TypeError, ValueError, BackendError
+    TypeError, ValueError, BackendError, MemoryError
         As `descramble`; a length that does not fit is a ValueError.
 
     Examples
@@ -302,6 +325,43 @@ def descramble_many(
         _smoothness(core, cov._kind, op, gauge_name)
         for core, cov, op in zip(solved, moments, ops, strict=True)
     )
+
+
+def descramble_memory(n: int, k: int | None = None) -> int:
+    """State the memory that `descramble` takes, before it is run.
+
+    Counts the peak of what comes beside the covariance of n features, result included, where no
+    eigensolver fails and has to be replaced. A reference array as gauge adds 8 n², and a gauge
+    other than the canonical takes more where eigenvalues repeat.
+
+    Parameters
+    ----------
+    n : int
+        Number of features.
+    k : int, optional
+        How many leading components; all by default.
+
+    Returns
+    -------
+    int
+        Bytes: a little more than 32 n² for all components, 16 n² + 8 k n for k of them.
+
+    Raises
+    ------
+    TypeError
+        If `n` or `k` is no integer.
+    ValueError
+        If `n` or `k` is out of range.
+
+    Examples
+    --------
+    >>> import descramble_fast as df
+    >>> 32 * 4096**2 < df.descramble_memory(4096) < 1.1 * 32 * 4096**2
+    True
+    >>> df.descramble_memory(4096, k=32) < 0.6 * df.descramble_memory(4096)
+    True
+    """
+    return _core.descramble_memory(integer("n", n), None if k is None else integer("k", k))
 
 
 def _operators_for(
@@ -336,14 +396,6 @@ def common_fields(core: _core.Descrambler, criterion: str) -> dict[str, Any]:
 def _smoothness(
     core: _core.SmoothnessDescrambler, kind: Kind, operator: Operator, gauge: str
 ) -> SmoothnessDescrambler:
-    report = core.gauge
-    return SmoothnessDescrambler(
-        **common_fields(core, "smoothness"),
-        operator=operator,
-        eigenvalues=kind.out(core.eigenvalues()),
-        cost_error=core.cost_error,
-        blocks=tuple(core.blocks()),
-        gauge=Gauge(gauge, report.distance, report.exact, report.iterations),
-        _core=core,
-        _kind=kind,
-    )
+    out = SmoothnessDescrambler.__new__(SmoothnessDescrambler)
+    out.__dict__.update(operator=operator, _core=core, _kind=kind, _gauge_name=gauge)
+    return out

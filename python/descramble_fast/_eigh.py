@@ -36,9 +36,10 @@ def eigh(a: Array, k: int | None = None) -> EighResult:
     """Eigenvalues and eigenvectors of symmetric matrices.
 
     Every solution is checked (residual within ``50 n eps ‖A‖``, orthogonality within ``50 n eps``);
-    one that fails goes down a ladder of other LAPACK drivers, recorded in the route. A batch is
-    spread over threads. One matrix needs ``3 n²`` elements of memory beside `a`, the result
-    included; ``n² + k n`` with `k`.
+    one that fails goes down a ladder of LAPACK drivers, recorded in the route. A batch is spread
+    over threads and, to ``n = 512`` in float32 and 320 in float64, solved several matrices at a
+    time in the lanes of vectors. One matrix needs ``3 n²`` elements of memory beside `a`, the
+    result included; ``n² + k n`` with `k`.
 
     Parameters
     ----------

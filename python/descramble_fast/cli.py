@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -92,6 +94,14 @@ def demo(
         raise click.ClickException(f"--output: {output}: {error.strerror or error}") from error
     names = [figure.name for figure in figures] + ["summary.json"]
     click.echo(f"written  {', '.join(names)} in {output}")
+
+
+@descramble_fast.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Time this library beside its peers; its own --help tells what there is."""
+    # In a process of its own: its OpenBLAS must not be pinned by this one's environment.
+    sys.exit(subprocess.call([sys.executable, "-m", "descramble_fast.bench", *arguments]))
 
 
 def _report(found: work.Analysis) -> None:

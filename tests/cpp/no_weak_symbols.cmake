@@ -2,7 +2,7 @@
 # another build: cmake -DNM=nm "-DOBJECTS=a.o;b.o" -P no_weak_symbols.cmake
 foreach(object IN LISTS OBJECTS)
   execute_process(COMMAND ${NM} -C ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
-  if(NOT symbols MATCHES "descramble_fast::cpu::[a-z]+_(baseline|avx)")
+  if(NOT symbols MATCHES "descramble_fast::cpu::[a-z_]+_(baseline|avx)")
     message(FATAL_ERROR "${object}: the table of kernels is not listed:\n${symbols}")
   endif()
   # nm writes W and V where they are defined, w and v where they are only asked for; u is unique.

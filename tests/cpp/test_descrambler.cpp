@@ -267,5 +267,71 @@ TEST(Descrambler, BadArgumentsAreRefused) {
   EXPECT_THROW(d.transform(gaussian(2, 5, 1).view()), InvalidArgument);
 }
 
+TEST(Descrambler, TheInitialCostIsTheTraceForEveryKindOfOperator) {
+  std::vector<Operator> ops;
+  for (const std::int64_t n : {1, 2, 3, 4, 7, 12, 35, 64, 130, 131, 254}) {
+    for (const int order : {1, 2}) {
+      ops.push_back(Operator::fourier(n, order));
+      ops.push_back(Operator::difference(n, order, Boundary::periodic));
+      ops.push_back(Operator::difference(n, order, Boundary::path));
+    }
+    ops.push_back(Operator::central_difference(n));
+    const Matrix<double> root = gaussian(n, n, unsigned(n));
+    ops.push_back(Operator::from_matrix(product(root, transpose(root)).view()));
+  }
+  const Operator path = Operator::difference(5, 2, Boundary::path), ring = Operator::fourier(6);
+  ops.push_back(Operator::grid({path}));
+  ops.push_back(Operator::grid({path, ring}));
+  ops.push_back(Operator::grid({ring, Operator::central_difference(3), path}));
+  ops.push_back(Operator::grid({Operator::grid({ring, path}), Operator::fourier(2)}));
+  for (const Operator& op : ops) {
+    const std::int64_t n = op.size();
+    for (const double mean : {0.0, 3.0}) {
+      Covariance cov(n);
+      cov.update(gaussian(2 * n + 1, n, unsigned(n), mean).view());
+      const Matrix<double> c = cov.second_moment();
+      const double tolerance = 10 * double(n) * std::numeric_limits<double>::epsilon() *
+                               op.eigenvalues().back() * trace_of(c);
+      for (const int threads : {1, 3}) {
+        Context context;
+        context.threads = threads;
+        EXPECT_NEAR(descramble(cov, op, {}, context).initial_cost, trace_of(product(dense(op), c)),
+                    tolerance)
+            << op.name() << ", mean " << mean;
+      }
+    }
+  }
+}
+
+TEST(Descrambler, ThreadsAndCompanyChangeNoBit) {
+  for (const Gauge gauge : {Gauge::canonical, Gauge::identity})
+    for (const std::int64_t n : {3, 40, 129, 160}) {
+      std::vector<Covariance> covariances;
+      for (unsigned i = 0; i < 21; ++i) covariances.push_back(moments(n, n + 5, i));
+      std::vector<const Covariance*> all;
+      for (const Covariance& c : covariances) all.push_back(&c);
+      const std::vector<Operator> ops(all.size(), Operator::difference(n, 2, Boundary::path));
+      DescrambleOptions options;
+      options.gauge = gauge;
+      Context context;
+      context.threads = 1;
+      const auto expected = descramble_many(all, ops, options, context);
+      const auto expect_equal = [&](const SmoothnessDescrambler& d, std::size_t i) {
+        EXPECT_EQ(d.cost, expected[i].cost);
+        EXPECT_EQ(d.initial_cost, expected[i].initial_cost);
+        EXPECT_EQ(d.orthogonality_error, expected[i].orthogonality_error);
+        EXPECT_EQ(largest_difference(d.components, expected[i].components), 0);
+      };
+      for (const int threads : {2, 5}) {
+        context.threads = threads;
+        const auto got = descramble_many(all, ops, options, context);
+        ASSERT_EQ(got.size(), all.size());
+        for (std::size_t i = 0; i < got.size(); ++i) expect_equal(got[i], i);
+      }
+      context.threads = 1;
+      expect_equal(descramble(covariances[20], ops[0], options, context), 20);
+    }
+}
+
 }  // namespace
 }  // namespace descramble_fast

@@ -1,11 +1,14 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "cpu/eigh.hpp"
+#include "cpu/eigh_batch.hpp"
 #include "cpu/lapack.hpp"
 #include "cpu/linalg.hpp"
 #include "descramble_fast/eigh.hpp"
@@ -148,6 +151,246 @@ TEST(Eigh, TheSelfCheckSeesASpoiltPair) {
   EXPECT_GT(check().residual, 5e-7);
   solved.eigenvectors(20, 3) += 1e-6;
   EXPECT_GT(check().orthogonality_error, 5e-7);
+}
+
+// ---- several matrices at once
+
+// Matrices of many kinds, so that neighbouring lanes have nothing in common.
+template <class T>
+Matrix<T> assorted(std::int64_t n, std::int64_t batch) {
+  Matrix<T> out(batch * n, n);
+  const double tiny = std::is_same_v<T, float> ? 1e-37 : 1e-305;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const Matrix<double> a = symmetric(n, unsigned(b));
+    const double scale = b % 3 == 0 ? 1 : b % 3 == 1 ? tiny : 1 / tiny / 1e3;
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j < n; ++j) {
+        const auto entry = [&]() -> double {
+          switch (b % 11) {
+            case 1:
+              return 0;
+            case 2:
+              return 1;
+            case 3:
+              return i == j;
+            case 4:
+              return double((i + 1) * (j + 1)) / double(n * n);
+            case 5:
+              return a(i, j) * std::pow(10.0, -double(i + j) * 30 / double(n));
+            case 6:
+              return i == j ? 2 : std::abs(i - j) == 1 ? -1 : 0;
+            case 7:
+              return i + j == n - 1;
+            case 8:
+              return i / 3 == j / 3 ? -0.5 : 0;
+            case 9:
+              return i == j ? double((7 * i) % n) : 0;
+            default:
+              return a(i, j) / 4;
+          }
+        };
+        out(b * n + i, j) = T(entry() * (b < 22 ? 1 : scale));
+      }
+  }
+  return out;
+}
+
+template <class T>
+struct InLanes {
+  Matrix<T> w, v;
+  std::vector<double> residual, orthogonality_error;
+  std::vector<cpu::LaneStatus> status;
+};
+
+template <class T>
+InLanes<T> in_lanes(const cpu::EighBatchKernels& kernels, const ArrayView& a, std::int64_t k,
+                    std::int64_t width = 64) {
+  const std::int64_t n = a.columns(), batch = a.rows() / n;
+  InLanes<T> out{Matrix<T>(batch, k), Matrix<T>(batch * k, n), std::vector<double>(batch),
+                 std::vector<double>(batch), std::vector<cpu::LaneStatus>(batch)};
+  cpu::eigh_in_lanes<T>(kernels, a, 0, batch, k, width,
+                        {out.w.data(), out.v.data(), out.residual.data(),
+                         out.orthogonality_error.data(), out.status.data()});
+  return out;
+}
+
+struct Errors {
+  double residual, orthogonality, norm;
+};
+
+// Frobenius norms of A V - V Lambda and V^T V - I, in double precision, and the norm of A.
+template <class T>
+Errors true_errors(const T* a, std::int64_t n, std::int64_t k, const T* w, const T* v) {
+  double largest = 0, size = 0, residual = 0, orthogonality = 0;
+  for (std::int64_t i = 0; i < n * n; ++i) largest = std::max(largest, std::abs(double(a[i])));
+  const double scale = largest > 0 ? largest : 1;
+  for (std::int64_t i = 0; i < n * n; ++i) size += double(a[i]) / scale * (double(a[i]) / scale);
+  for (std::int64_t i = 0; i < k; ++i)
+    for (std::int64_t j = 0; j < n; ++j) {
+      double r = -double(w[i]) / scale * double(v[i * n + j]), o = 0;
+      for (std::int64_t p = 0; p < n; ++p)
+        r += double(a[std::max(j, p) * n + std::min(j, p)]) / scale * double(v[i * n + p]);
+      residual += r * r;
+      if (j >= k) continue;
+      for (std::int64_t p = 0; p < n; ++p) o += double(v[i * n + p]) * double(v[j * n + p]);
+      orthogonality += (o - (i == j)) * (o - (i == j));
+    }
+  double norm = std::sqrt(size / double(n));
+  for (std::int64_t i = 0; i < k; ++i) norm = std::max(norm, std::abs(double(w[i])) / scale);
+  return {std::sqrt(residual) * scale, std::sqrt(orthogonality), norm * scale};
+}
+
+template <class T>
+void check_lanes(const cpu::EighBatchKernels& kernels, std::int64_t n, std::int64_t k) {
+  SCOPED_TRACE("n = " + std::to_string(n) + ", k = " + std::to_string(k));
+  const std::int64_t batch = n < 12 ? 67 : n < 40 ? 35 : 13;
+  const Matrix<T> a = assorted<T>(n, batch);
+  const InLanes<T> out = in_lanes<T>(kernels, ArrayView(a.data(), {batch, n, n}), k);
+  const double limit = 50 * double(n) * double(std::numeric_limits<T>::epsilon());
+  for (std::int64_t b = 0; b < batch; ++b) {
+    SCOPED_TRACE("matrix " + std::to_string(b));
+    ASSERT_EQ(int(out.status[std::size_t(b)]), int(cpu::LaneStatus::solved));
+    const Errors errors = true_errors(a.row(b * n), n, k, out.w.row(b), out.v.row(b * k));
+    EXPECT_LE(errors.residual, limit * errors.norm);
+    EXPECT_LE(errors.orthogonality, limit);
+    EXPECT_TRUE(std::is_sorted(out.w.row(b), out.w.row(b) + k));
+    // The trace tells that no pair is missing.
+    if (k < n) continue;
+    double trace = 0, sum = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      trace += double(a(b * n + i, i));
+      sum += double(out.w(b, i));
+    }
+    EXPECT_LE(std::abs(trace - sum), limit * errors.norm);
+  }
+}
+
+TEST(EighInLanes, EveryVariantSolvesEverySize) {
+  for (const auto& [level, kernels] : cpu::eigh_batch_variants(cpu::simd_levels().back())) {
+    SCOPED_TRACE(cpu::name(level));
+    for (const std::int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 20, 21, 31, 32, 33}) {
+      check_lanes<float>(*kernels, n, n);
+      check_lanes<double>(*kernels, n, n);
+      if (HasFailure()) return;
+    }
+    for (const std::int64_t n : {42, 65, 83}) {
+      check_lanes<float>(*kernels, n, n);
+      check_lanes<double>(*kernels, n, n);
+    }
+    for (const std::int64_t k : {1, 2, 7, 19}) {
+      check_lanes<float>(*kernels, 20, k);
+      check_lanes<double>(*kernels, 20, k);
+    }
+  }
+}
+
+template <class T>
+void check_bits(const cpu::EighBatchKernels& kernels, std::int64_t n) {
+  const std::int64_t batch = 37;
+  const Matrix<T> a = assorted<T>(n, batch);
+  const InLanes<T> together = in_lanes<T>(kernels, ArrayView(a.data(), {batch, n, n}), n);
+  const auto same = [&](const InLanes<T>& other, std::int64_t at, std::int64_t b) {
+    return std::memcmp(together.w.row(b), other.w.row(at), sizeof(T) * n) == 0 &&
+           std::memcmp(together.v.row(b * n), other.v.row(at * n), sizeof(T) * n * n) == 0 &&
+           together.residual[b] == other.residual[at] &&
+           together.orthogonality_error[b] == other.orthogonality_error[at];
+  };
+  for (const std::int64_t width : {1, 3, 8}) {
+    const InLanes<T> narrow = in_lanes<T>(kernels, ArrayView(a.data(), {batch, n, n}), n, width);
+    for (std::int64_t b = 0; b < batch; ++b)
+      EXPECT_TRUE(same(narrow, b, b)) << "n = " << n << ", width " << width << ", matrix " << b;
+  }
+  Matrix<T> turned(batch * n, n);
+  for (std::int64_t b = 0; b < batch; ++b)
+    std::copy_n(a.row(b * n), n * n, turned.row((batch - 1 - b) * n));
+  const InLanes<T> reversed = in_lanes<T>(kernels, ArrayView(turned.data(), {batch, n, n}), n);
+  for (std::int64_t b = 0; b < batch; ++b)
+    EXPECT_TRUE(same(reversed, batch - 1 - b, b)) << "n = " << n << ", matrix " << b;
+}
+
+TEST(EighInLanes, TheBitsOfAMatrixDoNotDependOnItsNeighbours) {
+  for (const auto& [level, kernels] : cpu::eigh_batch_variants(cpu::simd_levels().back())) {
+    SCOPED_TRACE(cpu::name(level));
+    for (const std::int64_t n : {1, 2, 3, 5, 8, 11, 16, 17, 30, 65}) {
+      check_bits<float>(*kernels, n);
+      check_bits<double>(*kernels, n);
+    }
+  }
+}
+
+// One solve with as many sweeps a row; returns the reported errors beside the true ones.
+template <class T>
+void check_the_check(const cpu::LaneSolver<T>& solver, std::int64_t n, std::int64_t sweeps) {
+  const std::size_t lanes = std::size_t(solver.lanes);
+  std::vector<Matrix<T>> a, v;
+  std::vector<T> w(lanes * n), residual(lanes), orthogonality(lanes), probes;
+  std::vector<const T*> sources;
+  std::vector<T*> values, vectors;
+  std::vector<cpu::LaneStatus> status(lanes);
+  std::vector<int> exponent(lanes);
+  for (std::size_t l = 0; l < lanes; ++l) {
+    const Matrix<double> wide = symmetric(n, unsigned(100 + l));
+    a.emplace_back(n, n);
+    v.emplace_back(n, n);
+    for (std::int64_t i = 0; i < n * n; ++i) a[l].data()[i] = T(wide.data()[i]);
+  }
+  for (std::size_t l = 0; l < lanes; ++l) {
+    sources.push_back(a[l].data());
+    values.push_back(w.data() + l * n);
+    vectors.push_back(v[l].data());
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    probes.push_back(T(std::sqrt(2.0) * std::cos(double(i * i))));
+    probes.push_back(T(std::sqrt(2.0) * std::sin(double(i * i))));
+  }
+  std::vector<std::byte> work(std::size_t(solver.workspace(n)) + 64);
+  void* aligned = work.data();
+  std::size_t space = work.size();
+  std::align(64, space - 64, aligned, space);
+  solver.solve({n, n, solver.lanes, sources.data(), values.data(), vectors.data(), probes.data(),
+                sweeps, aligned, status.data(), residual.data(), orthogonality.data(),
+                exponent.data()});
+  for (std::size_t l = 0; l < lanes; ++l) {
+    const Errors errors = true_errors(a[l].data(), n, n, values[l], vectors[l]);
+    const double reported = std::ldexp(double(residual[l]), exponent[l]);
+    EXPECT_GE(reported, errors.residual / 4);
+    EXPECT_LE(reported, errors.residual * 4);
+    EXPECT_GE(double(orthogonality[l]), errors.orthogonality / 4);
+    EXPECT_LE(double(orthogonality[l]), errors.orthogonality * 4);
+    EXPECT_EQ(int(status[l]),
+              int(sweeps == 0 ? cpu::LaneStatus::not_converged : cpu::LaneStatus::solved));
+    if (sweeps == 0) EXPECT_GE(reported, 0.1 * errors.norm);
+  }
+}
+
+TEST(EighInLanes, ReportedErrorsAreTheTrueOnesOfGoodAndBadSolutions) {
+  for (const auto& [level, kernels] : cpu::eigh_batch_variants(cpu::simd_levels().back())) {
+    SCOPED_TRACE(cpu::name(level));
+    for (const std::int64_t sweeps : {0, 30}) {
+      for (const auto& solver : kernels->single.widths)
+        if (solver.lanes > 0) check_the_check(solver, 40, sweeps);
+      for (const auto& solver : kernels->wide.widths)
+        if (solver.lanes > 0) check_the_check(solver, 40, sweeps);
+    }
+  }
+}
+
+TEST(EighInLanes, ABadMatrixSpoilsNoneBesideIt) {
+  constexpr std::int64_t n = 6, batch = 19;
+  Matrix<float> a = assorted<float>(n, batch);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  a(4 * n + 2, 1) = nan;
+  a(7 * n + 5, 5) = -std::numeric_limits<float>::infinity();
+  a(8 * n + 1, 4) = nan;  // in the upper triangle, which is not read
+  for (std::int64_t i = 0; i < n * n; ++i) a.row(9 * n)[i] = 3.4e38f;
+  for (const auto& [level, kernels] : cpu::eigh_batch_variants(cpu::simd_levels().back())) {
+    const InLanes<float> out = in_lanes<float>(*kernels, ArrayView(a.data(), {batch, n, n}), n);
+    for (std::int64_t b = 0; b < batch; ++b)
+      EXPECT_EQ(int(out.status[b]), int(b == 4 || b == 7 ? cpu::LaneStatus::not_finite
+                                        : b == 9         ? cpu::LaneStatus::out_of_range
+                                                         : cpu::LaneStatus::solved))
+          << cpu::name(level) << ", matrix " << b;
+  }
 }
 
 TEST(Lapack, WorkspaceLengthsOutgrow32BitsAndAreNotAskedFor) {

@@ -4,24 +4,31 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <string>
 
 #include "descramble_fast/assignment.hpp"
 #include "descramble_fast/covariance.hpp"
+#include "descramble_fast/descrambler.hpp"
+#include "descramble_fast/error.hpp"
 #include "random.hpp"
 
 namespace {
 
 // Allocations that succeed before one fails; negative: all do.
 std::atomic<long> allocations_left{-1};
+// Larger allocations fail.
+std::atomic<std::size_t> largest_allocation{~std::size_t(0)};
 
 }  // namespace
 
 void* operator new(std::size_t size) {
+  if (size > largest_allocation.load()) throw std::bad_alloc();
   if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0) throw std::bad_alloc();
   if (void* const memory = std::malloc(size > 0 ? size : 1)) return memory;
   throw std::bad_alloc();
 }
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  if (size > largest_allocation.load()) return nullptr;
   return std::malloc(size > 0 ? size : 1);
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
@@ -84,6 +91,26 @@ TEST(Memory, AnAssignmentThatRunsOutOfItSaysSo) {
     }
     EXPECT_GT(failures, 10);
   }
+}
+
+TEST(Memory, ADescramblerThatCannotBeHadIsRefusedWithItsBytes) {
+  constexpr std::int64_t n = 200;
+  Covariance c(n);
+  c.update(testing::gaussian(300, n, 5).view());
+  const Operator op = Operator::fourier(n);
+  const std::int64_t stated = descramble_memory(n);
+  EXPECT_GT(stated, 4 * 8 * n * n);
+  largest_allocation = std::size_t(stated - 1);
+  std::string refusal;
+  try {
+    descramble(c, op);
+  } catch (const OutOfMemory& error) {
+    refusal = error.what();
+  }
+  largest_allocation = std::size_t(stated);
+  EXPECT_EQ(descramble(c, op).size(), n);
+  largest_allocation = ~std::size_t(0);
+  EXPECT_NE(refusal.find(std::to_string(stated) + " bytes"), std::string::npos) << refusal;
 }
 
 }  // namespace

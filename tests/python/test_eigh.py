@@ -243,10 +243,46 @@ def test_the_route_tells_device_precision_and_driver() -> None:
         (np.float32, "float32", "s"),
         (np.float16, "float32", "s"),
     ]:
-        route = df.eigh(np.eye(4, dtype=dtype)).route
-        assert (route.device, route.dtype) == ("cpu", precision)
-        assert route.driver.startswith(f"{letter}sy")
-        assert route.fallbacks == ()
+        for n, driver in ((4, "interleaved Householder and QL ("), (100, f"{letter}sy")):
+            route = df.eigh(np.eye(n, dtype=dtype)).route
+            assert (route.device, route.dtype) == ("cpu", precision)
+            assert route.driver.startswith(driver)
+            assert route.fallbacks == ()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 16, 17, 33, 81, 130])
+def test_batches_of_every_length(n: int, dtype: Any) -> None:
+    rng = np.random.default_rng(n)
+    a = np.stack([symmetric(n, rng) * 10.0 ** rng.integers(-30, 30) for _ in range(35)])
+    a = a.astype(dtype)
+    for batch in [1, 2, 3, 5, 8, 15, 16, 17, 33, 35] if n < 80 else [7, 8, 19]:
+        assert_solves(a[:batch], df.eigh(a[:batch]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [3, 8, 21])
+def test_a_matrix_gets_the_same_bits_at_every_place_of_a_batch(n: int, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    kinds = [np.zeros((n, n)), np.eye(n), np.ones((n, n)), np.diag(np.geomspace(1, 1e-30, n))]
+    a = np.stack([*kinds, *(symmetric(n, rng) for _ in range(36))]).astype(dtype)
+    whole = df.eigh(a)
+    order = rng.permutation(40)
+    for chosen in (order, order[:7], order[3:20], order[:1]):
+        part = df.eigh(a[chosen])
+        assert part.eigenvalues.tobytes() == whole.eigenvalues[chosen].tobytes()
+        assert part.eigenvectors.tobytes() == whole.eigenvectors[chosen].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_matrix_beyond_the_range_is_named_within_a_batch(dtype: Any) -> None:
+    a = np.zeros((40, 3, 3), dtype=dtype)
+    a[17] = np.finfo(dtype).max
+    with pytest.raises(ValueError, match="range"):
+        df.eigh(a)
+    a[5, 2, 1] = np.nan
+    with pytest.raises(ValueError, match="row 2, column 1 of matrix 5"):
+        df.eigh(a)
 
 
 @pytest.mark.usefixtures("default_threads")
@@ -349,3 +385,14 @@ def test_one_solve_stays_within_its_stated_memory(fresh_python: Callable[..., st
         )
     )
     assert 1 <= used <= 3.2
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_leading_pairs_of_a_large_decaying_matrix(dtype: Any) -> None:
+    n, k = 1024, 20
+    q = random_orthogonal(n, np.random.default_rng(0))
+    a = ((q * np.arange(1.0, n + 1) ** -2) @ q.T).astype(dtype)
+    result = df.eigh(a, k=k)
+    assert_solves(a, result, k)
+    assert result.route.driver == ("dkrylov" if dtype == np.float64 else "skrylov")
+    assert result.route.fallbacks == ()

@@ -53,8 +53,9 @@ def test_strided_tensors_of_every_type(dtype: Any, view: Callable[[Any], Any]) -
     assert cov.count == len(rows)
     if len(rows):
         _, second, covariance = two_pass(rows)
-        assert np.abs(cov.covariance().numpy() - covariance).max() <= 1e-12 * covariance.max()
-        assert worst(cov.second_moment(), second) <= 1e-12
+        bound = 1e-12 if dtype == torch.float64 else 1e-6  # narrow products are summed in float32
+        assert np.abs(cov.covariance().numpy() - covariance).max() <= bound * covariance.max()
+        assert worst(cov.second_moment(), second) <= bound
 
 
 def test_narrow_tensors_give_float32_eigenpairs() -> None:

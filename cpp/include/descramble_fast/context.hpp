@@ -33,6 +33,13 @@ struct Route {
   std::vector<std::string> fallbacks;
 };
 
+/// The instruction sets that this processor can run kernels of, the lowest first, e.g. "baseline".
+DESCRAMBLE_FAST_EXPORT std::vector<std::string> instruction_sets();
+
+/// The one in use: the highest, or what DESCRAMBLE_FAST_SIMD names. Throws InvalidArgument where it
+/// names none of those.
+DESCRAMBLE_FAST_EXPORT std::string instruction_set();
+
 /// What the BLAS/LAPACK in use says of itself, e.g. its version and the core it chose.
 DESCRAMBLE_FAST_EXPORT std::string lapack_config();
 

@@ -68,7 +68,7 @@ class DESCRAMBLE_FAST_EXPORT Descrambler {
   double initial_cost = 0;
   /// Lower bound of a minimised criterion, upper bound of a maximised one.
   double bound = 0;
-  /// |P P^T - I|_F (on the retained part).
+  /// |P P^T - I|_F (on the retained part), estimated by random probes.
   double orthogonality_error = 0;
   std::vector<double> mean;
   Route route;
@@ -133,7 +133,8 @@ class DESCRAMBLE_FAST_EXPORT MatrixDescrambler final : public Descrambler {
   Matrix<double> p_;
 };
 
-/// The exact minimiser of tr(L P C P^T) over orthogonal P.
+/// The exact minimiser of tr(L P C P^T) over orthogonal P. Throws OutOfMemory before any work where
+/// the system would not grant descramble_memory.
 DESCRAMBLE_FAST_EXPORT SmoothnessDescrambler descramble(const Covariance& covariance,
                                                         const Operator& op,
                                                         const DescrambleOptions& options = {},
@@ -143,6 +144,13 @@ DESCRAMBLE_FAST_EXPORT SmoothnessDescrambler descramble(const Covariance& covari
 DESCRAMBLE_FAST_EXPORT std::vector<SmoothnessDescrambler> descramble_many(
     std::span<const Covariance* const> covariances, std::span<const Operator> ops,
     const DescrambleOptions& options = {}, const Context& context = {});
+
+/// The most memory in bytes, result included, that descramble takes beside the covariance of n
+/// features and the operator, where no eigensolver fails: with all components 32 n^2, with k of
+/// them 16 n^2 + 8 k n, and little more. A reference adds 8 n^2; nearest matrices where eigenvalues
+/// repeat take more.
+DESCRAMBLE_FAST_EXPORT std::int64_t descramble_memory(std::int64_t n,
+                                                      std::optional<std::int64_t> k = {});
 
 /// The second moment of W x + b from that of x, (n, n): W S W^T + W m b^T + b m^T W^T + b b^T.
 /// Absent: S = I (isotropic), b = 0, m = 0.

@@ -29,9 +29,16 @@ struct Eigh {
 ///
 /// Reads the lower triangles. k takes the k largest pairs (all if absent). Each solution is
 /// checked: residual <= 50 n eps |A| and orthogonality error <= 50 n eps; a solution that fails
-/// goes down a ladder of other drivers, recorded in the route. A batch is spread over threads; a
-/// single large matrix uses threads inside LAPACK. Extra memory for one matrix: 3 n^2 elements for
-/// all pairs, n^2 + k n for k of them, result included.
+/// goes down a ladder of other drivers, recorded in the route. A batch is spread over threads, a
+/// single large matrix is solved by all of them.
+///
+/// From n = 1024 on, k <= n / 32 pairs are first sought by block Krylov ("skrylov", "dkrylov").
+/// What it gives is certified to be the k largest: no other eigenvalue exceeds the least of them by
+/// more than 5 n eps |A|, up to rounding. Where the spectrum decays too slowly for that to pay it
+/// gives up early, which the route records like any other fallback.
+///
+/// Extra memory for one matrix: 3 n^2 elements for all pairs, n^2 + k n for k of them, result
+/// included; block Krylov takes up to n max(n / 8, 5 k) + n^2 / 32 doubles more while it runs.
 ///
 /// Throws InvalidArgument (shape, k, NaN or infinity with its position, eigenvalues beyond T's
 /// range), TypeError (T narrower than the input), BackendError (every driver failed).

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <new>
 #include <stdexcept>
+#include <string>
 
 #include "descramble_fast/export.hpp"
 
@@ -23,6 +25,16 @@ class DESCRAMBLE_FAST_EXPORT TypeError : public std::invalid_argument {
 class DESCRAMBLE_FAST_EXPORT BackendError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+/// Memory that the system would not grant. The message names the bytes.
+class DESCRAMBLE_FAST_EXPORT OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(const std::string& what) : what_(what) {}
+  const char* what() const noexcept override { return what_.what(); }
+
+ private:
+  std::runtime_error what_;  // a string that can be copied without throwing
 };
 
 }  // namespace descramble_fast

@@ -2,61 +2,65 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <utility>
 
 #include "cpu/convert.hpp"
-#include "cpu/lapack.hpp"
+#include "cpu/panel.hpp"
 #include "cpu/parallel.hpp"
 
 namespace descramble_fast::cpu {
 
 namespace {
 
-constexpr std::int64_t pack_rows = 32;
-constexpr std::int64_t partial_rows = 256;
-constexpr std::int64_t small_work = 1 << 16;
+// Multiplications below which threads cost more than they bring.
+constexpr std::int64_t small_work = 1 << 21;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-// Rows that go into one product: deep enough to be bound by arithmetic, and few enough for the
-// cache.
-std::int64_t panel_rows(std::int64_t n) {
-  return std::clamp<std::int64_t>((1 << 18) / n, 512, 8192);
+// Rows packed at once: enough to hide the traffic of the scatter, in some 16 MB.
+std::int64_t panel_rows(std::int64_t columns, std::int64_t element) {
+  return std::clamp<std::int64_t>((1 << 24) / (columns * element) / 512 * 512, 512, 8192);
 }
 
-// A function of n alone, so that every thread count does the same arithmetic.
-std::int64_t tile_width(std::int64_t n) {
-  return std::clamp<std::int64_t>(ceil_div(ceil_div(n, 4), 16) * 16, 48, 512);
+// Rows that wait for others, at most: in as much memory as the scatter takes, but not many.
+std::int64_t waiting_rows(std::int64_t columns) {
+  return std::clamp<std::int64_t>(std::max(columns * columns, std::int64_t(1) << 13) / columns, 64,
+                                  512);
 }
 
-// Column by column, so that the loops over a row vectorise.
-struct SlabStatistics {
-  std::vector<double> sum, partial, largest;
-  std::int64_t bad_row = -1;
+// In float, mean squares within these bounds lose no digits to the ends of the range.
+constexpr double least_square = 0x1p-90, largest_square = 0x1p100;
 
-  explicit SlabStatistics(std::size_t n = 0) : sum(n, 0), partial(n, 0), largest(n, 0) {}
+bool leaves_range(const Sums& sums, double weight) {
+  for (std::size_t j = 0; j < sums.sum.size(); ++j)
+    if (sums.square[j] > weight * largest_square ||
+        (sums.bits[j] != 0 && sums.square[j] < weight * least_square))
+      return true;
+  return false;
+}
 
-  void add_row(const double* x, const double* reference, double weight) {
-    double* const to = partial.data();
-    double* const top = largest.data();
-    for (std::size_t j = 0; j < partial.size(); ++j) {
-      const double magnitude = std::abs(x[j]);
-      to[j] += weight * (x[j] - reference[j]);
-      top[j] = top[j] < magnitude ? magnitude : top[j];
-    }
+bool is_finite(const Sums& sums) {
+  const auto finite = [](double x) { return std::isfinite(x); };
+  return std::ranges::all_of(sums.sum, finite) && std::ranges::all_of(sums.square, finite);
+}
+
+// Rounding is relative to squares about the reference: these may not exceed the squares about the
+// mean by much, in any column; with pairs, whose reference is 0, not those of the largest column.
+bool is_far(Arithmetic arithmetic, std::span<const double> reference, std::span<const double> sum,
+            std::span<const double> square, double weight) {
+  constexpr double factor = 4, factor_of_largest = 8;
+  const double epsilon = arithmetic == Arithmetic::wide ? std::numeric_limits<double>::epsilon()
+                                                        : std::numeric_limits<float>::epsilon();
+  double largest = 0, largest_about_mean = 0;
+  for (std::size_t j = 0; j < sum.size(); ++j) {
+    const double shift = sum[j] / weight, about_mean = square[j] - sum[j] * shift;
+    const bool movable = std::abs(shift) > epsilon * std::abs(reference[j]);
+    if (arithmetic != Arithmetic::pairs && movable && square[j] > factor * about_mean) return true;
+    largest = std::max(largest, square[j]);
+    largest_about_mean = std::max(largest_about_mean, about_mean);
   }
-
-  // Long sums go in two levels: their error grows with the rows of a part, not of the batch. A part
-  // that is not finite holds a number that is not, or numbers too large to be used.
-  bool flush() {
-    bool finite = true;
-    for (std::size_t j = 0; j < sum.size(); ++j) {
-      finite = finite && std::isfinite(partial[j]);
-      sum[j] += std::exchange(partial[j], 0.0);
-    }
-    return finite;
-  }
-};
+  return arithmetic == Arithmetic::pairs && largest > factor_of_largest * largest_about_mean;
+}
 
 // The first entry of a row that is NaN or infinite; -1: none.
 std::int64_t bad_column(const ArrayView& batch, std::int64_t row) {
@@ -66,130 +70,467 @@ std::int64_t bad_column(const ArrayView& batch, std::int64_t row) {
   return bad == x.end() ? -1 : bad - x.begin();
 }
 
-void pack_row(const Side& side, std::int64_t row, double root_weight, double* out) {
-  widen_row(side.batch, row, out);
-  for (std::size_t j = 0; j < side.offset.size(); ++j)
-    out[j] = (out[j] - side.reference[j] - side.offset[j]) * root_weight;
+std::optional<Refusal> find_bad(std::span<const ArrayView> batches, const Rows& rows,
+                                std::int64_t begin, std::int64_t end) {
+  for (std::int64_t i = begin; i < end; ++i)
+    for (std::size_t side = 0; side < batches.size(); ++side)
+      if (const auto column = bad_column(batches[side], rows[i]); column >= 0)
+        return Refusal{side, rows[i], column, 0};
+  return {};
 }
 
-// Fills panel rows [0, ...) with batch rows [begin, end), after Chan's row where begin is 0.
-std::int64_t pack_panel(const Side& side, const Rows& rows, double shift_weight, std::int64_t begin,
-                        std::int64_t end, Matrix<double>& panel, int threads) {
-  const std::int64_t n = panel.columns();
-  const std::int64_t head = begin == 0 && shift_weight > 0 ? 1 : 0;
-  if (head == 1) {
-    const double root = std::sqrt(shift_weight);
-    for (std::int64_t j = 0; j < n; ++j) panel(0, j) = root * side.shift[std::size_t(j)];
+// The largest magnitude whose squares, and those of differences, stay finite in every sum.
+double largest_allowed(double total_weight) {
+  return std::sqrt(std::numeric_limits<double>::max() / std::max(1.0, total_weight)) / 8;
+}
+
+// The largest magnitude; infinity where something is not finite.
+template <class T, class Bits>
+double largest_of(const std::byte* data, std::int64_t size) {
+  Bits largest = 0;
+  const auto* const x = reinterpret_cast<const Bits*>(data);
+  // Magnitudes are in the order of their bits.
+  for (std::int64_t i = 0; i < size; ++i)
+    largest = std::max(largest, Bits(x[i] & Bits(Bits(~Bits(0)) >> 1)));
+  T value;
+  std::memcpy(&value, &largest, sizeof value);
+  const double magnitude = double(widen(value));
+  return std::isfinite(magnitude) ? magnitude : std::numeric_limits<double>::infinity();
+}
+
+double largest_of(const std::byte* data, DType dtype, std::int64_t size) {
+  switch (dtype) {
+    case DType::float16:
+      return largest_of<Float16, std::uint16_t>(data, size);
+    case DType::bfloat16:
+      return largest_of<BFloat16, std::uint16_t>(data, size);
+    case DType::float32:
+      return largest_of<float, std::uint32_t>(data, size);
+    default:
+      return largest_of<double, std::uint64_t>(data, size);
   }
-  parallel_for(threads, ceil_div(end - begin, pack_rows), [&](std::int64_t group) {
-    const std::int64_t first = begin + group * pack_rows;
-    for (std::int64_t i = first; i < std::min(end, first + pack_rows); ++i)
-      pack_row(side, rows[i], std::sqrt(rows.weight_of(i)), panel.row(head + i - begin));
+}
+
+Arithmetic arithmetic_for(std::span<const ArrayView> batches, const Rows& rows,
+                          double total_weight) {
+  const auto all = [&](DType dtype) {
+    return std::ranges::all_of(batches, [=](const auto& b) { return b.dtype() == dtype; });
+  };
+  constexpr double least = 0x1p-40, most = 0x1p40;
+  const auto extreme = [](double w) { return w < least || w > most; };
+  if (std::ranges::any_of(batches, [](const auto& b) { return b.dtype() == DType::float64; }) ||
+      std::ranges::any_of(rows.weights, extreme) ||
+      !(largest_allowed(total_weight) > double(std::numeric_limits<float>::max())))
+    return Arithmetic::wide;
+  if (covariance_kernels().pack_pairs != nullptr && all(DType::bfloat16) && rows.weights.empty())
+    return Arithmetic::pairs;
+  return Arithmetic::single;
+}
+
+// The mean of a few rows from all over a panel, by padded column; exact for constant columns.
+std::vector<double> sample_mean(const Source& source, std::int64_t padded) {
+  constexpr std::int64_t most = 32;
+  const std::int64_t count = std::min(most, source.end - source.begin);
+  const std::int64_t step = (source.end - source.begin) / count;
+  std::vector<double> mean(std::size_t(padded), 0), first(std::size_t(padded), 0),
+      row(std::size_t(padded), 0);
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::size_t side = 0; side < source.batches.size(); ++side)
+      widen_row(source.batches[side], source.rows[source.begin + i * step],
+                row.data() + source.firsts[side]);
+    if (i == 0) first = row;
+    for (std::size_t j = 0; j < row.size(); ++j) mean[j] += (row[j] - first[j]) / double(count);
+  }
+  for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += first[j];
+  return mean;
+}
+
+// As the arithmetic holds it; 0 where it holds nothing finite.
+void round_to(Arithmetic arithmetic, std::vector<double>& reference) {
+  for (double& x : reference) {
+    if (arithmetic == Arithmetic::single) x = double(float(x));
+    if (!std::isfinite(x)) x = 0;
+  }
+}
+
+bool holds(Arithmetic arithmetic, std::span<const double> reference) {
+  if (arithmetic == Arithmetic::wide) return true;
+  return std::ranges::all_of(reference, [=](double x) {
+    return arithmetic == Arithmetic::pairs ? x == 0 : double(float(x)) == x;
   });
-  return head + end - begin;
 }
 
 int threads_for(std::int64_t work, const Context& context) {
-  return work < small_work ? 1 : threads_of(context);
+  const int threads = threads_of(context);
+  return work < small_work ? 1 : threads;
 }
 
 }  // namespace
 
-BatchStatistics statistics(const ArrayView& batch, const Rows& rows,
-                           std::span<const double> reference, const Context& context) {
-  const std::int64_t n = batch.columns();
-  const std::int64_t slab_rows = std::max<std::int64_t>(512, ceil_div(rows.count, 64));
-  const std::int64_t slabs = ceil_div(rows.count, slab_rows);
-  std::vector<SlabStatistics> parts(static_cast<std::size_t>(slabs));
-  parallel_for(threads_for(rows.count * n, context), slabs, [&](std::int64_t s) {
-    SlabStatistics part{std::size_t(n)};
-    std::vector<double> row(static_cast<std::size_t>(n));
-    const std::int64_t end = std::min(rows.count, (s + 1) * slab_rows);
-    for (std::int64_t first = s * slab_rows; first < end && part.bad_row < 0;
-         first += partial_rows) {
-      const std::int64_t last = std::min(end, first + partial_rows);
-      for (std::int64_t i = first; i < last; ++i) {
-        widen_row(batch, rows[i], row.data());
-        part.add_row(row.data(), reference.data(), rows.weight_of(i));
+// ---- the moments
+
+// What an update makes of the moments: they take it over when nothing can fail any more.
+class Moments::Draft {
+ public:
+  // With `copied`, the scatter is written to a copy, because later rows may yet be refused.
+  Draft(Moments& moments, bool copied, int threads)
+      : moments_(moments),
+        copied_(copied),
+        threads_(threads),
+        weight_(moments.settled_.weight),
+        reference_(moments.settled_.reference),
+        offset_(moments.settled_.offset),
+        squares_(moments.settled_.squares),
+        open_(moments.open_) {}
+
+  Scatter& scatter() {
+    Moments& m = moments_;
+    if (!copied_) return m.settled_.scatter;
+    if (!begun_) {
+      if (m.spare_.values().empty()) m.spare_ = m.settled_.scatter.like();
+      copy_values(m.settled_.scatter.values(), m.spare_.values(), threads_);
+      begun_ = true;
+    }
+    return m.spare_;
+  }
+
+  // Moves open sums to the settled moments (Chan, Golub and LeVeque).
+  void settle() {
+    if (!(open_.weight > 0)) return;
+    const double weight = weight_ + open_.weight;
+    std::vector<double> delta = open_.sum, shift(delta.size(), 0);
+    for (double& x : delta) x /= open_.weight;
+    double correction = 0;
+    if (weight_ > 0) {
+      correction = weight_ * (open_.weight / weight);
+      for (std::size_t j = 0; j < delta.size(); ++j)
+        shift[j] = (open_.reference[j] - reference_[j]) + (delta[j] - offset_[j]);
+    }
+    const std::int64_t right = moments_.sets_.back().first;
+    add_outer(scatter(), right, correction, shift, open_.weight, delta, threads_);
+    for (std::size_t j = 0; j < delta.size(); ++j)
+      squares_[j] += open_.square[j] - open_.weight * (delta[j] * delta[j]) +
+                     correction * (shift[j] * shift[j]);
+    if (weight_ > 0) {
+      for (std::size_t j = 0; j < delta.size(); ++j)
+        offset_[j] += (open_.weight / weight) * shift[j];
+    } else {
+      reference_ = open_.reference;
+      offset_ = std::move(delta);
+    }
+    weight_ = weight;
+    open_.weight = 0;
+    std::ranges::fill(open_.sum, 0.0);
+    std::ranges::fill(open_.square, 0.0);
+  }
+
+  // Packs rows about a reference, and in an arithmetic, that keep the accuracy of their products.
+  std::optional<Refusal> pack(Panel& panel, const Source& source, double total_weight) {
+    weight_packed_ = 0;
+    for (std::int64_t i = source.begin; i < source.end; ++i)
+      weight_packed_ += source.rows.weight_of(i);
+    Arithmetic arithmetic = arithmetic_for(source.batches, source.rows, total_weight);
+    if (arithmetic == Arithmetic::pairs && !may_take_pairs()) arithmetic = Arithmetic::single;
+    choose_reference(arithmetic, source);
+    for (bool moved = false;;) {
+      panel.pack(source, arithmetic, packed_about_, threads_);
+      const Sums& sums = panel.sums();
+      if (!is_finite(sums)) {
+        if (auto bad = find_bad(source.batches, source.rows, source.begin, source.end)) return bad;
+        if (arithmetic == Arithmetic::wide) return overflow(sums, source);
       }
-      if (part.flush()) continue;
-      for (std::int64_t i = first; i < last && part.bad_row < 0; ++i)
-        if (bad_column(batch, rows[i]) >= 0) part.bad_row = rows[i];
+      if (arithmetic == Arithmetic::wide) {
+        if (std::ranges::max(sums.largest) > largest_allowed(total_weight))
+          return overflow(sums, source);
+      } else if (!is_finite(sums) || leaves_range(sums, weight_packed_)) {
+        arithmetic = Arithmetic::wide;
+        choose_reference(arithmetic, source);
+        continue;
+      }
+      if (moved || !is_far_now(arithmetic, sums)) return {};
+      moved = fresh_ = true;
+      if (arithmetic == Arithmetic::pairs) arithmetic = Arithmetic::single;
+      for (std::size_t j = 0; j < packed_about_.size(); ++j)
+        packed_about_[j] += sums.sum[j] / weight_packed_;
+      round_to(arithmetic, packed_about_);
     }
-    parts[std::size_t(s)] = std::move(part);
+  }
+
+  // Takes over the sums of the panel packed last; its products are for the caller to add.
+  void add(const Panel& panel) {
+    if (fresh_) {
+      settle();
+      open_.reference = packed_about_;
+      open_.sum.assign(packed_about_.size(), 0);
+      open_.square.assign(packed_about_.size(), 0);
+    }
+    const Sums& sums = panel.sums();
+    for (std::size_t j = 0; j < sums.sum.size(); ++j) {
+      open_.sum[j] += sums.sum[j];
+      open_.square[j] += sums.square[j];
+    }
+    open_.weight += weight_packed_;
+  }
+
+  void commit() {
+    if (begun_) std::swap(moments_.settled_.scatter, moments_.spare_);
+    moments_.settled_.weight = weight_;
+    moments_.settled_.reference = std::move(reference_);
+    moments_.settled_.offset = std::move(offset_);
+    moments_.settled_.squares = std::move(squares_);
+    moments_.open_ = std::move(open_);
+  }
+
+ private:
+  std::vector<double> mean() const {
+    std::vector<double> out = reference_;
+    for (std::size_t j = 0; j < out.size(); ++j) out[j] += offset_[j];
+    return out;
+  }
+
+  // Whether pairs, whose reference is 0, suit the rows seen so far.
+  bool may_take_pairs() const {
+    if (open_.weight > 0) return holds(Arithmetic::pairs, open_.reference);
+    if (!(weight_ > 0)) return true;
+    std::vector<double> sum = mean(), square = squares_;
+    for (std::size_t j = 0; j < sum.size(); ++j) {
+      square[j] += weight_ * (sum[j] * sum[j]);
+      sum[j] *= weight_;
+    }
+    return !is_far(Arithmetic::pairs, reference_, sum, square, weight_);
+  }
+
+  void choose_reference(Arithmetic arithmetic, const Source& source) {
+    fresh_ = !(open_.weight > 0 && holds(arithmetic, open_.reference));
+    if (!fresh_) {
+      packed_about_ = open_.reference;
+    } else if (arithmetic == Arithmetic::pairs) {
+      packed_about_.assign(reference_.size(), 0);
+    } else {
+      packed_about_ = weight_ > 0 ? mean() : sample_mean(source, std::int64_t(reference_.size()));
+      round_to(arithmetic, packed_about_);
+    }
+  }
+
+  bool is_far_now(Arithmetic arithmetic, const Sums& sums) const {
+    if (fresh_) return is_far(arithmetic, packed_about_, sums.sum, sums.square, weight_packed_);
+    std::vector<double> sum = open_.sum, square = open_.square;
+    for (std::size_t j = 0; j < sum.size(); ++j) {
+      sum[j] += sums.sum[j];
+      square[j] += sums.square[j];
+    }
+    return is_far(arithmetic, packed_about_, sum, square, open_.weight + weight_packed_);
+  }
+
+  static Refusal overflow(const Sums& sums, const Source& source) {
+    const auto most = std::ranges::max_element(sums.largest);
+    Refusal refusal;
+    refusal.largest = *most;
+    while (refusal.side + 1 < source.firsts.size() &&
+           most - sums.largest.begin() >= source.firsts[refusal.side + 1])
+      ++refusal.side;
+    return refusal;
+  }
+
+  Moments& moments_;
+  bool copied_, begun_ = false;
+  int threads_;
+  double weight_;
+  std::vector<double> reference_, offset_, squares_;
+  Open open_;
+  // Of the panel packed last; fresh: not about the reference of the open sums.
+  std::vector<double> packed_about_;
+  bool fresh_ = true;
+  double weight_packed_ = 0;
+};
+
+Moments::Moments(std::int64_t n) : sets_{{n, 0}} {
+  settled_.scatter = Scatter(n);
+  const std::size_t padded = std::size_t(strip * settled_.scatter.column_strips());
+  settled_.reference.assign(padded, 0);
+  settled_.offset.assign(padded, 0);
+  settled_.squares.assign(padded, 0);
+}
+
+Moments::Moments(std::int64_t n_x, std::int64_t n_y)
+    : sets_{{n_x, 0}, {n_y, strip * ((n_x + strip - 1) / strip)}} {
+  settled_.scatter = Scatter(n_x, n_y);
+  const std::size_t padded = std::size_t(sets_[1].first + strip * settled_.scatter.column_strips());
+  settled_.reference.assign(padded, 0);
+  settled_.offset.assign(padded, 0);
+  settled_.squares.assign(padded, 0);
+}
+
+std::vector<std::int64_t> Moments::first_columns() const {
+  std::vector<std::int64_t> out;
+  for (const Set& set : sets_) out.push_back(set.first);
+  return out;
+}
+
+std::optional<Refusal> Moments::add(std::span<const ArrayView> batches, const Rows& rows,
+                                    const Context& context) {
+  if (context.poll) context.poll();
+  const double total = weight_ + rows.weight;
+  const bool few = 2 * rows.count <= waiting_rows(padded());
+  const bool may_wait = few && largest_allowed(total) > double(std::numeric_limits<float>::max());
+  if (may_wait && !fits_waiting(batches, rows.count)) add_waiting(context);
+  if (auto refusal =
+          may_wait ? let_wait(batches, rows, total) : add_now(batches, rows, total, context))
+    return refusal;
+  weight_ = total;
+  return {};
+}
+
+std::optional<Refusal> Moments::add_now(std::span<const ArrayView> batches, const Rows& rows,
+                                        double total_weight, const Context& context) {
+  const Arithmetic narrowest = arithmetic_for(batches, rows, total_weight);
+  const std::int64_t columns = padded(), depth = panel_rows(columns, element_size(narrowest));
+  const int threads = threads_for(rows.count * columns * columns, context);
+  const std::vector<std::int64_t> firsts = first_columns();
+  Draft draft(*this, rows.count > depth, threads);
+  Panel panel({settled_.scatter, columns, sets_.back().first / strip, sets_.back().n},
+              std::min(depth, rows.count));
+  for (std::int64_t begin = 0; begin < rows.count; begin += depth) {
+    const Source source{batches, rows, firsts, begin, std::min(rows.count, begin + depth)};
+    if (auto refusal = draft.pack(panel, source, total_weight)) return refusal;
+    if (context.poll) context.poll();
+    draft.add(panel);
+    panel.add_products(draft.scatter(), threads);
+  }
+  draft.commit();
+  return {};
+}
+
+void Moments::add_waiting(const Context& context) {
+  if (waiting_.count == 0) return;
+  std::vector<ArrayView> batches;
+  for (std::size_t s = 0; s < sets_.size(); ++s) {
+    const std::int64_t shape[] = {waiting_.count, sets_[s].n};
+    batches.emplace_back(waiting_.rows[s].data(), waiting_.dtypes[s], shape);
+  }
+  Rows rows;
+  rows.weights = waiting_.weights;
+  rows.count = waiting_.count;
+  rows.weight = waiting_.weight;
+  add_now(batches, rows, waiting_.weight, context);
+  waiting_ = {};
+}
+
+bool Moments::fits_waiting(std::span<const ArrayView> batches, std::int64_t count) const {
+  if (waiting_.count == 0) return true;
+  for (std::size_t s = 0; s < batches.size(); ++s)
+    if (waiting_.dtypes[s] != batches[s].dtype()) return false;
+  return waiting_.count + count <= waiting_rows(padded());
+}
+
+std::optional<Refusal> Moments::let_wait(std::span<const ArrayView> batches, const Rows& rows,
+                                         double total_weight) {
+  if (waiting_.count == 0) {
+    waiting_.rows.resize(batches.size());
+    waiting_.dtypes.clear();
+    for (const ArrayView& batch : batches) waiting_.dtypes.push_back(batch.dtype());
+  }
+  const bool weighted = !rows.weights.empty() || !waiting_.weights.empty();
+  if (weighted) waiting_.weights.resize(std::size_t(waiting_.count + rows.count), 1.0);
+  for (std::size_t s = 0; s < batches.size(); ++s) {
+    const std::size_t row_bytes = std::size_t(sets_[s].n * size_of(batches[s].dtype()));
+    waiting_.rows[s].resize(std::size_t(waiting_.count + rows.count) * row_bytes);
+    std::byte* to = waiting_.rows[s].data() + std::size_t(waiting_.count) * row_bytes;
+    for (std::int64_t i = 0; i < rows.count; ++i, to += row_bytes)
+      copy_row(batches[s], rows[i], to);
+    const double largest =
+        largest_of(waiting_.rows[s].data() + std::size_t(waiting_.count) * row_bytes,
+                   batches[s].dtype(), rows.count * sets_[s].n);
+    if (largest > largest_allowed(total_weight)) {
+      if (auto bad = find_bad(batches, rows, 0, rows.count)) return bad;
+      return Refusal{s, -1, -1, largest};
+    }
+  }
+  if (weighted)
+    for (std::int64_t i = 0; i < rows.count; ++i)
+      waiting_.weights[std::size_t(waiting_.count + i)] = rows.weight_of(i);
+  waiting_.count += rows.count;
+  waiting_.weight += rows.weight;
+  return {};
+}
+
+Moments::Settled& Moments::settled() {
+  add_waiting({});
+  if (open_.weight > 0) {
+    Draft draft(*this, false, threads_for(padded() * padded(), {}));
+    draft.settle();
+    draft.commit();
+  }
+  settled_.weight = weight_;
+  return settled_;
+}
+
+void Moments::assume(double weight) {
+  weight_ = settled_.weight = weight;
+  for (std::int64_t i = 0; i < sets_.front().n; ++i)
+    settled_.squares[std::size_t(i)] = settled_.scatter(i, i);
+}
+
+bool Moments::merge(Moments& other) {
+  Settled& mine = settled();
+  const Settled& theirs = other.settled();
+  if (!(theirs.weight > 0)) return true;
+  const double weight = mine.weight + theirs.weight;
+  const double correction = mine.weight * (theirs.weight / weight);
+  std::vector<double> shift(mine.squares.size(), 0);
+  if (mine.weight > 0)
+    for (std::size_t j = 0; j < shift.size(); ++j)
+      shift[j] = (theirs.reference[j] - mine.reference[j]) + (theirs.offset[j] - mine.offset[j]);
+  for (std::size_t j = 0; j < shift.size(); ++j)  // the largest sums are those of squares
+    if (!std::isfinite(mine.squares[j] + theirs.squares[j] + correction * (shift[j] * shift[j])))
+      return false;
+
+  const int threads = threads_for(padded() * padded(), {});
+  add_all(mine.scatter.values(), theirs.scatter.values(), threads);
+  add_outer(mine.scatter, sets_.back().first, correction, shift, 0, shift, threads);
+  for (std::size_t j = 0; j < shift.size(); ++j)
+    mine.squares[j] += theirs.squares[j] + correction * (shift[j] * shift[j]);
+  if (mine.weight > 0) {
+    for (std::size_t j = 0; j < shift.size(); ++j)
+      mine.offset[j] += (theirs.weight / weight) * shift[j];
+  } else {
+    mine.reference = theirs.reference;
+    mine.offset = theirs.offset;
+  }
+  weight_ = mine.weight = weight;
+  return true;
+}
+
+std::vector<double> Moments::mean(std::size_t set) {
+  const Settled& s = settled();
+  std::vector<double> out(std::size_t(sets_[set].n));
+  for (std::size_t j = 0; j < out.size(); ++j) {
+    const std::size_t at = std::size_t(sets_[set].first) + j;
+    out[j] = s.reference[at] + s.offset[at];
+  }
+  return out;
+}
+
+Matrix<double> Moments::scaled_scatter(double divisor, std::span<const double> u,
+                                       std::span<const double> v) {
+  Scatter& scatter = settled().scatter;
+  const std::int64_t rows = sets_.front().n, columns = sets_.back().n;
+  Matrix<double> out(rows, columns);
+  // Strip by strip, so that both sides of the diagonal are written while a block is in cache.
+  parallel_for(threads_for(rows * columns, {}), scatter.column_strips(), [&](std::int64_t s) {
+    const std::int64_t end = std::min(columns, strip * (s + 1));
+    for (std::int64_t b = 0; b < scatter.row_strips(s); ++b) {
+      const double* block = scatter.block(b, s);
+      for (std::int64_t i = strip * b; i < std::min(rows, strip * (b + 1)); ++i, block += strip)
+        for (std::int64_t j = strip * s; j < end; ++j) {
+          if (scatter.triangular() && j < i) continue;
+          const double x = block[j - strip * s] / divisor + u[std::size_t(i)] * v[std::size_t(j)];
+          out(i, j) = x;
+          if (scatter.triangular()) out(j, i) = x;
+        }
+    }
   });
-
-  BatchStatistics total;
-  total.offset.assign(std::size_t(n), 0);
-  for (const SlabStatistics& part : parts) {
-    if (part.bad_row >= 0) {
-      total.bad_row = part.bad_row;
-      total.bad_column = bad_column(batch, part.bad_row);
-      return total;
-    }
-    total.largest = std::max(total.largest, std::ranges::max(part.largest));
-    for (std::size_t j = 0; j < total.offset.size(); ++j) total.offset[j] += part.sum[j];
-  }
-  for (double& x : total.offset) x /= rows.weight;
-  return total;
-}
-
-void add_scatter(const Side& x, const Rows& rows, double shift_weight, Matrix<double>& scatter,
-                 const Context& context) {
-  const std::int64_t n = scatter.rows();
-  const std::int64_t width = tile_width(n), tiles = ceil_div(n, width);
-  std::vector<std::pair<std::int64_t, std::int64_t>> upper;
-  for (std::int64_t i = 0; i < tiles; ++i)
-    for (std::int64_t j = i; j < tiles; ++j) upper.emplace_back(i * width, j * width);
-
-  const int threads = threads_for(rows.count * n, context);
-  const std::int64_t depth_limit = panel_rows(n);
-  Matrix<double> panel(std::min(rows.count, depth_limit) + 1, n);
-  const SingleBlasThread guard;
-  for (std::int64_t begin = 0; begin < rows.count; begin += depth_limit) {
-    const std::int64_t end = std::min(rows.count, begin + depth_limit);
-    const std::int64_t depth = pack_panel(x, rows, shift_weight, begin, end, panel, threads);
-    parallel_for(threads, std::int64_t(upper.size()), [&](std::int64_t t) {
-      const auto [i, j] = upper[std::size_t(t)];
-      const std::int64_t height = std::min(width, n - i), breadth = std::min(width, n - j);
-      double* const tile = scatter.data() + i * n + j;
-      if (i == j)
-        syrk_upper(height, depth, panel.data() + i, n, tile, n);
-      else
-        gemm('T', 'N', height, breadth, depth, 1, panel.data() + i, n, panel.data() + j, n, 1, tile,
-             n);
-    });
-  }
-}
-
-void add_cross_scatter(const Side& x, const Side& y, const Rows& rows, double shift_weight,
-                       Matrix<double>& scatter, std::span<double> squares_x,
-                       std::span<double> squares_y, const Context& context) {
-  const std::int64_t n_x = scatter.rows(), n_y = scatter.columns();
-  const std::int64_t width = tile_width(n_x);
-  const int threads = threads_for(rows.count * std::max(n_x, n_y), context);
-  const std::int64_t depth_limit = panel_rows(std::max(n_x, n_y));
-  const std::int64_t room = std::min(rows.count, depth_limit) + 1;
-  Matrix<double> panel_x(room, n_x), panel_y(room, n_y);
-  const auto add_squares = [](const Matrix<double>& panel, std::int64_t depth,
-                              std::span<double> squares) {
-    for (std::int64_t i = 0; i < depth; ++i)
-      for (std::size_t j = 0; j < squares.size(); ++j)
-        squares[j] += panel(i, std::int64_t(j)) * panel(i, std::int64_t(j));
-  };
-  const SingleBlasThread guard;
-  for (std::int64_t begin = 0; begin < rows.count; begin += depth_limit) {
-    const std::int64_t end = std::min(rows.count, begin + depth_limit);
-    const std::int64_t depth = pack_panel(x, rows, shift_weight, begin, end, panel_x, threads);
-    pack_panel(y, rows, shift_weight, begin, end, panel_y, threads);
-    add_squares(panel_x, depth, squares_x);
-    add_squares(panel_y, depth, squares_y);
-    parallel_for(threads, ceil_div(n_x, width), [&](std::int64_t t) {
-      const std::int64_t i = t * width;
-      gemm('T', 'N', std::min(width, n_x - i), n_y, depth, 1, panel_x.data() + i, n_x,
-           panel_y.data(), n_y, 1, scatter.row(i), n_y);
-    });
-  }
+  return out;
 }
 
 }  // namespace descramble_fast::cpu

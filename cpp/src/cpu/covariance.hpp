@@ -1,60 +1,102 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "cpu/panel.hpp"
+#include "cpu/scatter.hpp"
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/view.hpp"
 
 namespace descramble_fast::cpu {
 
-/// The rows of a batch that count.
-struct Rows {
-  /// Their numbers; empty: all of them.
-  std::vector<std::int64_t> index;
-  /// One weight per row that counts; empty: all 1.
-  std::vector<double> weights;
-  std::int64_t count = 0;
-  double weight = 0;
-
-  std::int64_t operator[](std::int64_t i) const {
-    return index.empty() ? i : index[std::size_t(i)];
-  }
-  double weight_of(std::int64_t i) const { return weights.empty() ? 1 : weights[std::size_t(i)]; }
-};
-
-struct BatchStatistics {
-  /// Mean of x - reference.
-  std::vector<double> offset;
+/// Why rows cannot be added.
+struct Refusal {
+  /// Which of the batches.
+  std::size_t side = 0;
+  /// The first entry that is NaN or infinite, as it stands in the batch; -1: there is none, but
+  /// numbers up to `largest` would overflow.
+  std::int64_t row = -1;
+  std::int64_t column = -1;
   double largest = 0;
-  /// First row (in the batch) and column that hold NaN or infinity; -1: none.
-  std::int64_t bad_row = -1;
-  std::int64_t bad_column = -1;
 };
 
-/// Mean and finite check in one reading of the batch.
-BatchStatistics statistics(const ArrayView& batch, const Rows& rows,
-                           std::span<const double> reference, const Context& context);
+/// Weighted moments of one set of columns, or of one beside another, of the same samples.
+///
+/// Rows are packed about a reference and multiplied in the narrowest arithmetic that keeps the
+/// moments' accuracy. Sums about one reference stay open until the reference changes or the moments
+/// are asked for, and few rows at a time wait until there are enough for the kernels.
+class Moments {
+ public:
+  explicit Moments(std::int64_t n);
+  Moments(std::int64_t n_x, std::int64_t n_y);
 
-/// One side of a product: a batch, its mean as a reference and an offset, and the shift of that
-/// mean from the one seen so far, which enters as one more row of weight `shift_weight` (Chan's
-/// correction).
-struct Side {
-  const ArrayView& batch;
-  std::span<const double> reference;
-  std::span<const double> offset;
-  std::span<const double> shift;
+  /// Adds rows of one batch per set of columns, or says why not and changes nothing.
+  std::optional<Refusal> add(std::span<const ArrayView> batches, const Rows& rows,
+                             const Context& context);
+
+  /// Of all rows.
+  double weight() const { return weight_; }
+
+  /// Moments of all rows about their mean, which is reference + offset. Columns are numbered from
+  /// first(set) on.
+  struct Settled {
+    double weight = 0;
+    std::vector<double> reference, offset;
+    /// By column, its scatter with itself.
+    std::vector<double> squares;
+    Scatter scatter;
+  };
+  Settled& settled();
+  /// After the settled reference, offset and scatter of one set were filled in by the caller.
+  void assume(double weight);
+  /// Adds another's rows (Chan, Golub and LeVeque). False, and nothing done, where sums overflow.
+  bool merge(Moments& other);
+
+  /// The padded column where a set begins.
+  std::int64_t first(std::size_t set) const { return sets_[set].first; }
+  /// Of the columns of a set, (n).
+  std::vector<double> mean(std::size_t set);
+  /// S / divisor + u v^T, S the scatter and u, v by column of either set: all of it, (n_x, n_y).
+  Matrix<double> scaled_scatter(double divisor, std::span<const double> u,
+                                std::span<const double> v);
+
+ private:
+  struct Set {
+    std::int64_t n, first;
+  };
+  /// Sums about a reference.
+  struct Open {
+    double weight = 0;
+    std::vector<double> reference, sum, square;
+  };
+  struct Waiting {
+    std::vector<DType> dtypes;
+    std::vector<std::vector<std::byte>> rows;
+    std::vector<double> weights;  // empty: all 1
+    std::int64_t count = 0;
+    double weight = 0;
+  };
+  class Draft;
+
+  std::optional<Refusal> add_now(std::span<const ArrayView> batches, const Rows& rows,
+                                 double total_weight, const Context& context);
+  std::optional<Refusal> let_wait(std::span<const ArrayView> batches, const Rows& rows,
+                                  double total_weight);
+  bool fits_waiting(std::span<const ArrayView> batches, std::int64_t count) const;
+  void add_waiting(const Context& context);
+  std::vector<std::int64_t> first_columns() const;
+  std::int64_t padded() const { return std::int64_t(settled_.reference.size()); }
+
+  std::vector<Set> sets_;
+  double weight_ = 0;
+  Settled settled_;
+  Open open_;
+  Waiting waiting_;
+  Scatter spare_;
 };
-
-/// Upper triangle of `scatter` += sum_i w_i (x_i - m)(x_i - m)^T + shift_weight s s^T.
-void add_scatter(const Side& x, const Rows& rows, double shift_weight, Matrix<double>& scatter,
-                 const Context& context);
-
-/// scatter += sum_i w_i (x_i - m)(y_i - m')^T + shift_weight s s'^T, and the same for the diagonals
-/// of the two scatters of their own.
-void add_cross_scatter(const Side& x, const Side& y, const Rows& rows, double shift_weight,
-                       Matrix<double>& scatter, std::span<double> squares_x,
-                       std::span<double> squares_y, const Context& context);
 
 }  // namespace descramble_fast::cpu

@@ -21,20 +21,26 @@ struct Scaled {
   std::int64_t bad_column = -1;
 };
 
-/// The scale and the finite check of the lower triangle of a square view.
-Scaled scale_of(const ArrayView& a);
+// All of these give the same bits for every number of threads.
 
-/// The lower triangle of a, times 2^-exponent, into out (n, n).
+/// The scale and the finite check of the lower triangle of a square view.
+Scaled scale_of(const ArrayView& a, int threads = 1);
+
+/// The lower triangle of a, times 2^-exponent, into the lower triangle of out (n, n).
 template <class T>
-void load_lower(const ArrayView& a, int exponent, T* out);
+void load_lower(const ArrayView& a, int exponent, T* out, int threads = 1);
+
+/// Both triangles of out (n, n) from the lower one of a, times 2^-exponent.
+template <class T>
+void load_symmetric(const ArrayView& a, int exponent, T* out, int threads = 1);
 
 /// |A V - V Lambda|_F and |V^T V - I|_F for the scaled A, estimated with a few random sign vectors:
 /// every column takes part in each probe, at O(n^2) a probe. Eigenvectors are the k rows of v.
 template <class T>
-EighCheck check_eigenpairs(const ArrayView& a, int exponent, std::int64_t k, const T* w,
-                           const T* v);
+EighCheck check_eigenpairs(const ArrayView& a, int exponent, std::int64_t k, const T* w, const T* v,
+                           int threads = 1);
 
 /// |A|_F of the scaled lower triangle, both halves counted.
-double frobenius_norm(const ArrayView& a, int exponent);
+double frobenius_norm(const ArrayView& a, int exponent, int threads = 1);
 
 }  // namespace descramble_fast::cpu

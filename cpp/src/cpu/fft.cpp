@@ -240,12 +240,17 @@ void dispatch(const Shape& shape, const Run& run) {
   }
 }
 
+// From one plane to the next. Not the power of two that `numbers` often is: what a butterfly reads
+// and writes at once would share too few places of the cache.
+std::int64_t plane_stride(std::int64_t numbers) { return numbers + 72; }
+
 template <class Stage, class Visit>
-void visit_stage(const std::vector<Stage>& stages, std::size_t index, std::int64_t plane,
+void visit_stage(const std::vector<Stage>& stages, std::size_t index, std::int64_t numbers,
                  double* work, const Visit& visit) {
   const Stage& stage = stages[index];
-  const Shape shape{int(stage.radix), stage.length, plane / (stage.length * stage.radix),
+  const Shape shape{int(stage.radix), stage.length, numbers / (stage.length * stage.radix),
                     stage.roots.data(), stage.twiddles.data()};
+  const std::int64_t plane = plane_stride(numbers);
   double* const before = work + (index % 2 == 0 ? 0 : 2 * plane);
   double* const after = work + (index % 2 == 0 ? 2 * plane : 0);
   visit(shape, Planes{before, before + plane}, Planes{after, after + plane});
@@ -354,13 +359,14 @@ RealFft::RealFft(std::int64_t n) : n_(n) {
 // of the first pair. A convolution has its rows, its spectrum and then the inner transform's own.
 std::int64_t RealFft::work_size(std::int64_t lanes) const {
   return convolution_ ? (2 * n_ + 2) * lanes + convolution_->fft.work_size(2 * lanes)
-                      : 4 * n_ * lanes;
+                      : 4 * plane_stride(n_ * lanes);
 }
 
 RealFft::Spectrum RealFft::spectrum(std::int64_t lanes, double* work) const {
   if (convolution_) return {work + n_ * lanes, work + (n_ + n_ / 2 + 1) * lanes};
-  double* const planes = work + (stages_.size() % 2) * std::size_t(2 * n_ * lanes);
-  return {planes, planes + n_ * lanes};
+  const std::int64_t plane = plane_stride(n_ * lanes);
+  double* const planes = work + (stages_.size() % 2) * std::size_t(2 * plane);
+  return {planes, planes + plane};
 }
 
 void RealFft::forward(std::int64_t lanes, double* work) const {

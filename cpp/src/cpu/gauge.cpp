@@ -41,39 +41,49 @@ Matrix<double> identity(std::int64_t n) {
   return out;
 }
 
-Matrix<double> diagonal_block(const Matrix<double>& g, Block block) {
-  Matrix<double> out(block.size(), block.size());
-  for (std::int64_t i = 0; i < block.size(); ++i)
-    std::copy_n(g.row(block.begin + i) + block.begin, block.size(), out.row(i));
-  return out;
-}
-
-// Sets each factor to the polar factor of g's diagonal block; returns the sum of the nuclear norms,
-// the inner product of g with the result.
-double fit(const Matrix<double>& g, BlockOrthogonal& q, int threads) {
+// Sets each factor to the polar factor of g's diagonal block, or of its transpose; returns the sum
+// of the nuclear norms, the inner product of g with the result.
+double fit(const Matrix<double>& g, bool transpose, BlockOrthogonal& q, int threads) {
   double gain = 0;
   q.factors.clear();
   for (const Block& block : q.blocks) {
-    Polar best = polar(diagonal_block(g, block), threads);
+    Matrix<double> part(block.size(), block.size());
+    for (std::int64_t i = 0; i < block.size(); ++i)
+      std::copy_n(g.row(block.begin + i) + block.begin, block.size(), part.row(i));
+    if (transpose) part = transposed(part);
+    Polar best = polar(part, threads);
     gain += best.nuclear_norm;
     q.factors.push_back(std::move(best.factor));
   }
   return gain;
 }
 
-// Q^T G (rows mixed within blocks), or Q G.
-Matrix<double> mixed_rows(const BlockOrthogonal& q, bool transpose, const Matrix<double>& g) {
-  Matrix<double> out(g.rows(), g.columns(), 0);
+// out <- Q in
+void multiply_small(const Matrix<double>& q, const Matrix<double>& in, double* out) {
+  const std::int64_t n = in.columns();
+  std::fill_n(out, q.rows() * n, 0.0);
+  for (std::int64_t i = 0; i < q.rows(); ++i)
+    for (std::int64_t j = 0; j < q.columns(); ++j)
+      for (std::int64_t c = 0; c < n; ++c) out[i * n + c] += q(i, j) * in(j, c);
+}
+
+// G <- Q^T G (rows mixed within blocks), or Q G.
+void mix_rows(const BlockOrthogonal& q, bool transpose, Matrix<double>& g, int threads) {
+  constexpr std::int64_t small = 8;
+  const std::int64_t n = g.columns();
   for (std::size_t b = 0; b < q.blocks.size(); ++b) {
-    const auto [begin, end] = q.blocks[b];
-    for (std::int64_t i = begin; i < end; ++i)
-      for (std::int64_t j = begin; j < end; ++j) {
-        const double x =
-            transpose ? q.factors[b](j - begin, i - begin) : q.factors[b](i - begin, j - begin);
-        for (std::int64_t c = 0; c < g.columns(); ++c) out(i, c) += x * g(j, c);
-      }
+    const Block block = q.blocks[b];
+    if (block.size() == 1 && q.factors[b](0, 0) == 1) continue;
+    Matrix<double> old(block.size(), n);
+    std::copy_n(g.row(block.begin), block.size() * n, old.data());
+    const Matrix<double> factor = transpose ? transposed(q.factors[b]) : q.factors[b].copy();
+    if (block.size() <= small) {
+      multiply_small(factor, old, g.row(block.begin));
+    } else {
+      const Matrix<double> mixed = times(factor, old, threads);
+      std::copy_n(mixed.data(), block.size() * n, g.row(block.begin));
+    }
   }
-  return out;
 }
 
 // A random rotation in every block.
@@ -101,19 +111,36 @@ void alternate(const Matrix<double>& g, Pair& pair, const Context& context) {
     if (context.poll) context.poll();
     ++pair.iterations;
     // (G B^T) = (B G^T)^T; its diagonal blocks fit A.
-    fit(transposed(mixed_rows(pair.b, false, transposed(g))), pair.a, threads);
-    const double gain = fit(mixed_rows(pair.a, true, g), pair.b, threads);
+    Matrix<double> turned = transposed(g, threads);
+    mix_rows(pair.b, false, turned, threads);
+    fit(turned, true, pair.a, threads);
+    turned = g.copy();
+    mix_rows(pair.a, true, turned, threads);
+    const double gain = fit(turned, false, pair.b, threads);
     const bool settled = gain - pair.gain <= 1e-14 * std::abs(gain);
     pair.gain = std::max(gain, pair.gain);
     if (settled) break;
   }
 }
 
-double frobenius_distance(const Matrix<double>& a, const Matrix<double>& b) {
+// |H - A^T|_F, for A with the diagonal blocks given and ones elsewhere on its diagonal.
+double distance_from_transpose(const Matrix<double>& h,
+                               std::span<const SmoothnessDescrambler::Rotation> rotations) {
   double sum = 0;
-  for (std::size_t i = 0; i < a.values().size(); ++i) {
-    const double x = a.values()[i] - b.values()[i];
-    sum += x * x;
+  auto next = rotations.begin();
+  for (std::int64_t i = 0; i < h.rows(); ++i) {
+    while (next != rotations.end() && next->block.end <= i) ++next;
+    const bool within = next != rotations.end() && next->block.begin <= i;
+    const Block block = within ? next->block : Block{i, i + 1};
+    double row = 0;
+    for (std::int64_t j = 0; j < h.columns(); ++j) {
+      const bool inside = block.begin <= j && j < block.end;
+      const double target = !inside  ? 0.0
+                            : within ? next->matrix(j - block.begin, i - block.begin)
+                                     : 1.0;
+      row += (h(i, j) - target) * (h(i, j) - target);
+    }
+    sum += row;
   }
   return std::sqrt(sum);
 }
@@ -125,13 +152,9 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
   const std::int64_t n = d.size();
   const int threads = threads_of(context);
   // G = T^T R U: the rows of U^T R^T, analysed, are the rows of G^T.
-  const auto reference_in_modes = [&] {
-    Matrix<double> rows =
-        reference ? times_transposed(d.components, *reference, threads) : d.components.copy();
-    d.op.analyze(rows.values(), context);
-    return transposed(rows);
-  };
-  const Matrix<double> g = reference_in_modes();
+  Matrix<double> gt =
+      reference ? times_transposed(d.components, *reference, threads) : d.components.copy();
+  d.op.analyze(gt.values(), context);
 
   Pair best;
   best.a.blocks = partition(d.op.blocks(), n);
@@ -139,9 +162,10 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
   for (const Block& block : best.b.blocks) best.b.factors.push_back(identity(block.size()));
   const bool simple = d.blocks.empty();
   if (simple) {
-    best.gain = fit(g, best.a, threads);
+    best.gain = fit(gt, true, best.a, threads);
     best.iterations = 1;
   } else {
+    const Matrix<double> g = transposed(gt, threads);
     alternate(g, best, context);
     constexpr int restarts = 16;
     constexpr std::int64_t restart_size = 256;
@@ -160,23 +184,19 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
     }
   }
 
-  d.components = mixed_rows(best.b, false, d.components);
+  for (Matrix<double>* const rows : {&d.components, &gt}) mix_rows(best.b, false, *rows, threads);
   for (std::size_t i = 0; i < best.a.blocks.size(); ++i) {
     const Block block = best.a.blocks[i];
     if (block.size() > 1) {
       d.rotations.push_back({block, std::move(best.a.factors[i])});
     } else if (best.a.factors[i](0, 0) < 0) {
-      for (std::int64_t j = 0; j < n; ++j) d.components(block.begin, j) *= -1;
+      for (Matrix<double>* const rows : {&d.components, &gt})
+        for (std::int64_t j = 0; j < n; ++j) (*rows)(block.begin, j) *= -1;
     }
   }
-  // T and U are orthogonal, so |P - R| = |T^T R U - A B|, free of cancellation.
-  const Matrix<double> rotated = reference_in_modes();
-  Matrix<double> target = identity(n);
-  for (const auto& [block, a] : d.rotations)
-    for (std::int64_t i = 0; i < block.size(); ++i)
-      for (std::int64_t j = 0; j < block.size(); ++j)
-        target(block.begin + i, block.begin + j) = a(i, j);
-  d.gauge = {frobenius_distance(rotated, target), simple, best.iterations};
+  // T and U are orthogonal, so |P - R| = |T^T R U - A B| = |(T^T R U B^T)^T - A^T|, free of
+  // cancellation.
+  d.gauge = {distance_from_transpose(gt, d.rotations), simple, best.iterations};
 }
 
 }  // namespace descramble_fast::cpu

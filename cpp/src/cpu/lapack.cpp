@@ -28,6 +28,19 @@ void FORTRAN(dgemm)(const char*, const char*, const lapack_int*, const lapack_in
                     const lapack_int*, const double*, const double*, const lapack_int*,
                     const double*, const lapack_int*, const double*, double*, const lapack_int*,
                     length, length);
+void FORTRAN(sgemm)(const char*, const char*, const lapack_int*, const lapack_int*,
+                    const lapack_int*, const float*, const float*, const lapack_int*, const float*,
+                    const lapack_int*, const float*, float*, const lapack_int*, length, length);
+void FORTRAN(dtrsm)(const char*, const char*, const char*, const char*, const lapack_int*,
+                    const lapack_int*, const double*, const double*, const lapack_int*, double*,
+                    const lapack_int*, length, length, length, length);
+void FORTRAN(strsm)(const char*, const char*, const char*, const char*, const lapack_int*,
+                    const lapack_int*, const float*, const float*, const lapack_int*, float*,
+                    const lapack_int*, length, length, length, length);
+void FORTRAN(dpotrf)(const char*, const lapack_int*, double*, const lapack_int*, lapack_int*,
+                     length);
+void FORTRAN(spotrf)(const char*, const lapack_int*, float*, const lapack_int*, lapack_int*,
+                     length);
 void FORTRAN(dsyrk)(const char*, const char*, const lapack_int*, const lapack_int*, const double*,
                     const double*, const lapack_int*, const double*, double*, const lapack_int*,
                     length, length);
@@ -47,6 +60,16 @@ void FORTRAN(ssyevr)(const char*, const char*, const char*, const lapack_int*, f
                      const lapack_int*, const float*, lapack_int*, float*, float*,
                      const lapack_int*, lapack_int*, float*, const lapack_int*, lapack_int*,
                      const lapack_int*, lapack_int*, length, length, length);
+void FORTRAN(dsytrd)(const char*, const lapack_int*, double*, const lapack_int*, double*, double*,
+                     double*, double*, const lapack_int*, lapack_int*, length);
+void FORTRAN(ssytrd)(const char*, const lapack_int*, float*, const lapack_int*, float*, float*,
+                     float*, float*, const lapack_int*, lapack_int*, length);
+void FORTRAN(dstedc)(const char*, const lapack_int*, double*, double*, double*, const lapack_int*,
+                     double*, const lapack_int*, lapack_int*, const lapack_int*, lapack_int*,
+                     length);
+void FORTRAN(sstedc)(const char*, const lapack_int*, float*, float*, float*, const lapack_int*,
+                     float*, const lapack_int*, lapack_int*, const lapack_int*, lapack_int*,
+                     length);
 void FORTRAN(dgesdd)(const char*, const lapack_int*, const lapack_int*, double*, const lapack_int*,
                      double*, double*, const lapack_int*, double*, const lapack_int*, double*,
                      const lapack_int*, lapack_int*, lapack_int*, length);
@@ -134,12 +157,47 @@ Lock pass() {
   return Lock(gate().lock);
 }
 
-// The eigensolvers differ between precisions in their first letter alone.
+// Routines differ between precisions in their first letter alone.
+const auto mm = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dgemm)(arguments...); })
+    FORTRAN(dgemm)(arguments...);
+  else
+    FORTRAN(sgemm)(arguments...);
+};
+
+const auto trsm = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dtrsm)(arguments...); })
+    FORTRAN(dtrsm)(arguments...);
+  else
+    FORTRAN(strsm)(arguments...);
+};
+
+const auto potrf = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dpotrf)(arguments...); })
+    FORTRAN(dpotrf)(arguments...);
+  else
+    FORTRAN(spotrf)(arguments...);
+};
+
 const auto evd = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dsyevd)(arguments...); })
     FORTRAN(dsyevd)(arguments...);
   else
     FORTRAN(ssyevd)(arguments...);
+};
+
+const auto trd = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dsytrd)(arguments...); })
+    FORTRAN(dsytrd)(arguments...);
+  else
+    FORTRAN(ssytrd)(arguments...);
+};
+
+const auto edc = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dstedc)(arguments...); })
+    FORTRAN(dstedc)(arguments...);
+  else
+    FORTRAN(sstedc)(arguments...);
 };
 
 const auto evr = [](auto... arguments) {
@@ -148,6 +206,40 @@ const auto evr = [](auto... arguments) {
   else
     FORTRAN(ssyevr)(arguments...);
 };
+
+template <class T>
+void multiply(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
+              const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c,
+              std::int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  // A row-major product is the column-major product of the operands in reverse.
+  const lapack_int rows = lapack_int(n), columns = lapack_int(m), inner = lapack_int(k);
+  const lapack_int ld_a = lapack_int(lda), ld_b = lapack_int(ldb), ld_c = lapack_int(ldc);
+  mm(&trans_b, &trans_a, &rows, &columns, &inner, &alpha, b, &ld_b, a, &ld_a, &beta, c, &ld_c,
+     length(1), length(1));
+}
+
+// Row-major lower is column-major upper.
+template <class T>
+bool factor(std::int64_t n, T* a, std::int64_t lda) {
+  const char uplo = 'U';
+  const lapack_int size = lapack_int(n), ld = lapack_int(lda);
+  lapack_int info = 0;
+  potrf(&uplo, &size, a, &ld, &info, length(1));
+  return info == 0;
+}
+
+template <class T>
+void solve_triangular(std::int64_t m, std::int64_t n, const T* l, std::int64_t ldl, T* b,
+                      std::int64_t ldb) {
+  if (m == 0 || n == 0) return;
+  const char side = 'L', uplo = 'U', trans = 'T', diag = 'N';
+  const lapack_int rows = lapack_int(n), columns = lapack_int(m);
+  const lapack_int ld_l = lapack_int(ldl), ld_b = lapack_int(ldb);
+  const T one = 1;
+  trsm(&side, &uplo, &trans, &diag, &rows, &columns, &one, l, &ld_l, b, &ld_b, length(1), length(1),
+       length(1), length(1));
+}
 
 }  // namespace
 
@@ -162,12 +254,25 @@ ManyBlasThreads::~ManyBlasThreads() { set_blas_threads(1); }
 void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
           const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
           double* c, std::int64_t ldc) {
-  if (m == 0 || n == 0) return;
-  // A row-major product is the column-major product of the operands in reverse.
-  const lapack_int rows = lapack_int(n), columns = lapack_int(m), inner = lapack_int(k);
-  const lapack_int ld_a = lapack_int(lda), ld_b = lapack_int(ldb), ld_c = lapack_int(ldc);
-  FORTRAN(dgemm)
-  (&trans_b, &trans_a, &rows, &columns, &inner, &alpha, b, &ld_b, a, &ld_a, &beta, c, &ld_c, 1, 1);
+  multiply(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+          const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
+          std::int64_t ldc) {
+  multiply(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+bool cholesky(std::int64_t n, float* a, std::int64_t lda) { return factor(n, a, lda); }
+bool cholesky(std::int64_t n, double* a, std::int64_t lda) { return factor(n, a, lda); }
+
+void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std::int64_t ldl,
+                            float* b, std::int64_t ldb) {
+  solve_triangular(m, n, l, ldl, b, ldb);
+}
+void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
+                            double* b, std::int64_t ldb) {
+  solve_triangular(m, n, l, ldl, b, ldb);
 }
 
 void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
@@ -195,6 +300,33 @@ std::int64_t Lapack<T>::syevd(std::int64_t n, T* a, T* w) {
   lapack_int info = 0;
   evd(&jobz, &uplo, &size, a, &size, w, work.data(), &lwork, iwork.data(), &liwork, &info,
       length(1), length(1));
+  return info;
+}
+
+template <class T>
+std::int64_t Lapack<T>::sytrd(std::int64_t n, T* a, T* d, T* e, T* tau) {
+  const char uplo = 'U';
+  const lapack_int size = lapack_int(n), lwork = lapack_int(64 * n);
+  Matrix<T> work(1, lwork);
+  lapack_int info = 0;
+  trd(&uplo, &size, a, &size, d, e, tau, work.data(), &lwork, &info, length(1));
+  return info;
+}
+
+template <class T>
+std::int64_t Lapack<T>::stedc_workspace(std::int64_t n) {
+  return 1 + 4 * n + n * n;
+}
+
+template <class T>
+std::int64_t Lapack<T>::stedc(std::int64_t n, T* d, T* e, T* z) {
+  const char compz = 'I';
+  const lapack_int size = lapack_int(n), lwork = lapack_int(stedc_workspace(n));
+  const lapack_int liwork = lapack_int(3 + 5 * n);
+  Matrix<T> work(1, lwork);
+  std::vector<lapack_int> iwork(std::size_t(liwork), 0);
+  lapack_int info = 0;
+  edc(&compz, &size, d, e, z, &size, work.data(), &lwork, iwork.data(), &liwork, &info, length(1));
   return info;
 }
 

@@ -48,6 +48,19 @@ class ManyBlasThreads {
 void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
           const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,
           double* c, std::int64_t ldc);
+void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+          const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
+          std::int64_t ldc);
+
+/// A (n, n) = L L^T in its lower triangle; false where A is not positive definite.
+bool cholesky(std::int64_t n, float* a, std::int64_t lda);
+bool cholesky(std::int64_t n, double* a, std::int64_t lda);
+
+/// B (m, n) = B L^-T, L (n, n) lower triangular.
+void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std::int64_t ldl,
+                            float* b, std::int64_t ldb);
+void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
+                            double* b, std::int64_t ldb);
 
 /// Upper triangle of C (n, n) += A^T A, A (k, n).
 void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
@@ -66,6 +79,12 @@ struct Lapack {
   static std::int64_t syevd_workspace(std::int64_t n);
   /// Overwrites `a` with the eigenvectors.
   static std::int64_t syevd(std::int64_t n, T* a, T* w);
+  /// A = Q T Q^T, T with diagonal d (n) and off-diagonal e (n - 1). Q^T = H_1 ... H_(n-1), where
+  /// H_r = I - tau[r - 1] v v^T with v = (a(r, 0) ... a(r, r - 2), 1, 0 ...).
+  static std::int64_t sytrd(std::int64_t n, T* a, T* d, T* e, T* tau);
+  static std::int64_t stedc_workspace(std::int64_t n);
+  /// The eigenpairs of such a T, by divide and conquer: d becomes the eigenvalues, e is lost.
+  static std::int64_t stedc(std::int64_t n, T* d, T* e, T* z);
   /// The k largest; destroys `a`, fills z (k, n).
   static Found syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z);
 };

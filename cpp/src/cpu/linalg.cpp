@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "cpu/lapack.hpp"
@@ -15,14 +16,26 @@ namespace descramble_fast::cpu {
 
 namespace {
 
-constexpr std::int64_t panel = 128;
 constexpr std::int64_t threaded_size = 256;
+// Numbers below which threads cost more than they bring.
+constexpr std::int64_t threaded_work = 1 << 14;
 
-void each_panel(std::int64_t rows, std::int64_t work, int threads,
-                const std::function<void(std::int64_t, std::int64_t)>& body) {
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Tiles of a product, body(row, rows, column, columns). Their shape depends on the product's alone,
+// so that the thread count cannot matter: tall enough for what is packed to be used often.
+template <class Callable>
+void each_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads,
+               const Callable& body) {
+  const std::int64_t height = columns <= 512 ? 128 : 512;
+  const std::int64_t width = rows * columns < 1 << 21 ? 512 : 1024;
+  const std::int64_t across = ceil_div(columns, width);
+  const bool small = rows * columns * depth < 1 << 18;
   const SingleBlasThread guard;
-  parallel_for(work < 1 << 18 ? 1 : threads, (rows + panel - 1) / panel,
-               [&](std::int64_t p) { body(p * panel, std::min(panel, rows - p * panel)); });
+  parallel_for(small ? 1 : threads, ceil_div(rows, height) * across, [&](std::int64_t t) {
+    const std::int64_t row = t / across * height, column = t % across * width;
+    body(row, std::min(height, rows - row), column, std::min(width, columns - column));
+  });
 }
 
 // Columns [first, n) of u and rows [first, n) of vt span the singular directions of both sides.
@@ -48,54 +61,90 @@ Matrix<double> completion(const Matrix<double>& u, const Matrix<double>& vt, std
 Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b, int threads) {
   const std::int64_t n = x.columns(), k = b.rows();
   Matrix<double> out(x.rows(), k);
-  each_panel(x.rows(), x.rows() * n * k, threads, [&](std::int64_t first, std::int64_t count) {
-    gemm('N', 'T', count, k, n, 1, x.row(first), n, b.data(), n, 0, out.row(first), k);
-  });
+  each_tile(x.rows(), k, n, threads,
+            [&](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
+              gemm('N', 'T', rows, columns, n, 1, x.row(row), n, b.row(column), n, 0,
+                   out.row(row) + column, k);
+            });
   return out;
 }
 
 Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads) {
   const std::int64_t k = x.columns(), n = b.columns();
   Matrix<double> out(x.rows(), n);
-  each_panel(x.rows(), x.rows() * n * k, threads, [&](std::int64_t first, std::int64_t count) {
-    gemm('N', 'N', count, n, k, 1, x.row(first), k, b.data(), n, 0, out.row(first), n);
-  });
+  each_tile(x.rows(), n, k, threads,
+            [&](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
+              gemm('N', 'N', rows, columns, k, 1, x.row(row), k, b.data() + column, n, 0,
+                   out.row(row) + column, n);
+            });
   return out;
 }
 
-Matrix<double> transposed(const Matrix<double>& x) {
+Matrix<double> transposed(const Matrix<double>& x, int threads) {
   constexpr std::int64_t tile = 32;
   Matrix<double> out(x.columns(), x.rows());
-  for (std::int64_t bi = 0; bi < x.rows(); bi += tile)
-    for (std::int64_t bj = 0; bj < x.columns(); bj += tile)
-      for (std::int64_t i = bi; i < std::min(x.rows(), bi + tile); ++i)
-        for (std::int64_t j = bj; j < std::min(x.columns(), bj + tile); ++j) out(j, i) = x(i, j);
+  const bool small = x.rows() * x.columns() < threaded_work;
+  parallel_for(small ? 1 : threads, ceil_div(x.columns(), tile), [&](std::int64_t t) {
+    const std::int64_t bj = t * tile, end = std::min(x.columns(), bj + tile);
+    for (std::int64_t bi = 0; bi < x.rows(); bi += tile)
+      for (std::int64_t j = bj; j < end; ++j)
+        for (std::int64_t i = bi; i < std::min(x.rows(), bi + tile); ++i) out(j, i) = x(i, j);
+  });
   return out;
 }
 
+// E|E s|^2 = |E|_F^2 for random signs s.
 double orthogonality_error(const Matrix<double>& rows, int threads) {
-  const std::int64_t k = rows.rows(), n = rows.columns();
-  std::vector<double> sums(std::size_t((k + panel - 1) / panel), 0);
-  each_panel(k, k * k * n, threads, [&](std::int64_t first, std::int64_t count) {
-    Matrix<double> gram(count, k - first);
-    gemm('N', 'T', count, k - first, n, 1, rows.row(first), n, rows.row(first), n, 0, gram.data(),
-         k - first);
-    double sum = 0;
-    for (std::int64_t i = 0; i < count; ++i)
-      for (std::int64_t j = i; j < k - first; ++j) {
-        const double x = gram(i, j) - (i == j ? 1 : 0);
-        sum += (i == j ? 1 : 2) * x * x;
-      }
-    sums[std::size_t(first / panel)] = sum;
+  constexpr std::int64_t probes = 4, block = 64;
+  const std::int64_t k = rows.rows(), n = rows.columns(), blocks = ceil_div(k, block);
+  const bool small = k * n < threaded_work;
+  const auto each_block = [&](const auto& body) {
+    parallel_for(small ? 1 : threads, blocks, [&](std::int64_t b) {
+      for (std::int64_t i = b * block; i < std::min(k, (b + 1) * block); ++i) body(b, i);
+    });
+  };
+  Matrix<double> signs(probes, k), parts(blocks * probes, n, 0), mixed(n, probes, 0);
+  std::minstd_rand random(20230718u);
+  for (double& s : signs.values()) s = (random() >> 8) & 1 ? 1 : -1;
+  each_block([&](std::int64_t b, std::int64_t i) {
+    for (std::int64_t p = 0; p < probes; ++p) {
+      double* const to = parts.row(b * probes + p);
+      for (std::int64_t j = 0; j < n; ++j) to[j] += signs(p, i) * rows(i, j);
+    }
   });
-  double total = 0;
-  for (const double s : sums) total += s;
-  return std::sqrt(total);
+  for (std::int64_t r = 0; r < parts.rows(); ++r)
+    for (std::int64_t j = 0; j < n; ++j) mixed(j, r % probes) += parts(r, j);
+  each_block([&](std::int64_t, std::int64_t i) {
+    double sum[probes] = {};
+    for (std::int64_t j = 0; j < n; ++j)
+      for (std::int64_t p = 0; p < probes; ++p) sum[p] += rows(i, j) * mixed(j, p);
+    for (std::int64_t p = 0; p < probes; ++p) signs(p, i) -= sum[p];
+  });
+  const auto squares = signs.values();
+  return std::sqrt(std::inner_product(squares.begin(), squares.end(), squares.begin(), 0.0) /
+                   double(probes));
 }
 
+namespace {
+
+// As many lanes as let a compiler use its vector registers.
+double largest_magnitude(const double* x, std::int64_t n) {
+  constexpr std::int64_t lanes = 8;
+  double top[lanes] = {};
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (std::int64_t l = 0; l < lanes; ++l) {
+      const double magnitude = std::abs(x[i + l]);
+      top[l] = top[l] < magnitude ? magnitude : top[l];
+    }
+  for (; i < n; ++i) top[0] = std::max(top[0], std::abs(x[i]));
+  return *std::max_element(top, top + lanes);
+}
+
+}  // namespace
+
 void fix_sign(double* vector, std::int64_t n) {
-  double largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(vector[i]));
+  const double largest = largest_magnitude(vector, n);
   const double* const first = std::find_if(
       vector, vector + n, [largest](double x) { return std::abs(x) >= largest * (1 - 1e-6); });
   if (first != vector + n && *first < 0)

@@ -12,9 +12,9 @@ Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b
 /// X B for X (r, k), B (k, n).
 Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads);
 
-Matrix<double> transposed(const Matrix<double>& x);
+Matrix<double> transposed(const Matrix<double>& x, int threads = 1);
 
-/// |V V^T - I|_F for V (k, n).
+/// |V V^T - I|_F for V (k, n), estimated by a few fixed random probes.
 double orthogonality_error(const Matrix<double>& rows, int threads);
 
 /// Negates a vector unless the first of its largest entries, to 1e-6 relative, is positive.

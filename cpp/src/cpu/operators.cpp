@@ -45,6 +45,43 @@ std::vector<std::int64_t> sorted_order(const std::vector<double>& l) {
   return order;
 }
 
+// Each row of C beyond the diagonal, added to the run of `length` sums that begins at first(row):
+// so sums along or across the diagonals come about. In blocks of fixed size, so that the thread
+// count cannot matter.
+template <class First>
+std::vector<double> gathered_runs(const double* c, std::int64_t n, std::int64_t length, int threads,
+                                  const First& first) {
+  constexpr std::int64_t block = 64;
+  const std::int64_t blocks = (n + block - 1) / block;
+  Matrix<double> parts(blocks, length, 0);
+  parallel_for(n * n < threaded_work ? 1 : threads, blocks, [&](std::int64_t b) {
+    for (std::int64_t i = b * block; i < std::min(n, (b + 1) * block); ++i) {
+      const double* const from = c + i * n + i + 1;
+      double* const to = parts.row(b) + first(i);
+      for (std::int64_t j = 0; j < n - i - 1; ++j) to[j] += from[j];
+    }
+  });
+  std::vector<double> sum(std::size_t(length), 0);
+  for (std::int64_t b = 0; b < blocks; ++b)
+    for (std::int64_t j = 0; j < length; ++j) sum[std::size_t(j)] += parts(b, j);
+  return sum;
+}
+
+double diagonal_sum(const double* c, std::int64_t n) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) sum += c[i * n + i];
+  return sum;
+}
+
+// Re X_k for k = 0 ... n/2, of X_k = sum_j x_j exp(-2 pi i jk/n).
+std::vector<double> cosine_sums(const RealFft& fft, const std::vector<double>& x) {
+  std::vector<double> work(std::size_t(fft.work_size(1)));
+  std::ranges::copy(x, work.begin());
+  fft.forward(1, work.data());
+  const double* const re = fft.spectrum(1, work.data()).re;
+  return {re, re + fft.size() / 2 + 1};
+}
+
 // Operators whose transform is one real FFT of the row, a few rows at once.
 class Spectral : public Operator::Impl {
  public:
@@ -73,14 +110,14 @@ class Spectral : public Operator::Impl {
   virtual void fill_spectrum(const double* rows, std::int64_t lanes, RealFft::Spectrum x) const = 0;
   virtual void read_spectrum(double* rows, std::int64_t lanes, RealFft::Spectrum x) const = 0;
 
+  const RealFft& fft() const { return fft_; }
+
  private:
   template <class Visit>
   void each_bundle(double* rows, std::int64_t count, const Visit& visit) const {
-    // Several rows fill the vector registers; long rows do so by themselves and need the cache.
-    const std::int64_t most = size() <= 8192 ? bundle : 1;
-    std::vector<double> work(std::size_t(fft_.work_size(std::min(most, count))));
-    for (std::int64_t first = 0; first < count; first += most)
-      visit(rows + first * size(), std::min(most, count - first), work.data());
+    std::vector<double> work(std::size_t(fft_.work_size(std::min(bundle, count))));
+    for (std::int64_t first = 0; first < count; first += bundle)
+      visit(rows + first * size(), std::min(bundle, count - first), work.data());
   }
 
   RealFft fft_;
@@ -121,6 +158,22 @@ class Fourier final : public Spectral {
       }
     }
     return out;
+  }
+
+  // The energy of a frequency is the cosine sum of C's cyclic diagonals.
+  double trace_with(const double* c, int threads) const override {
+    const std::int64_t n = size();
+    const std::vector<double> upper =
+        gathered_runs(c, n, n, threads, [](std::int64_t) { return std::int64_t(1); });
+    std::vector<double> cyclic(upper);
+    cyclic[0] = diagonal_sum(c, n);
+    for (std::int64_t r = 1; r < n; ++r) cyclic[std::size_t(r)] += upper[std::size_t(n - r)];
+    const std::vector<double> energies = cosine_sums(fft(), cyclic);
+    double sum = 0;
+    for (std::int64_t k = 0; k <= n / 2; ++k)
+      sum += eigenvalues[std::size_t(places(k).cosine)] * energies[std::size_t(k)] *
+             (real_only(k) ? 1 : 2);
+    return sum / double(n);
   }
 
  protected:
@@ -184,7 +237,8 @@ class Fourier final : public Spectral {
 // backwards, each frequency turned by a quarter of its step.
 class Cosine final : public Spectral {
  public:
-  explicit Cosine(std::vector<double> l) : Spectral(std::int64_t(l.size())) {
+  explicit Cosine(std::vector<double> l)
+      : Spectral(std::int64_t(l.size())), doubled_(2 * std::int64_t(l.size())) {
     eigenvalues = std::move(l);
     blocks = equal_runs(eigenvalues);
     for (std::int64_t k = 0; k <= size() / 2; ++k) turns_.push_back(turn(k, 4 * size()));
@@ -201,6 +255,25 @@ class Cosine final : public Spectral {
         t += t + 2 * k >= 4 * n ? 2 * k - 4 * n : 2 * k;
       }
     return out;
+  }
+
+  // cos(a) cos(b) = (cos(a - b) + cos(a + b))/2: the energy of a mode is a cosine sum, at twice the
+  // length, of C's diagonals and of those across them.
+  double trace_with(const double* c, int threads) const override {
+    const std::int64_t n = size();
+    const std::vector<double> along =
+        gathered_runs(c, n, 2 * n, threads, [](std::int64_t) { return std::int64_t(1); });
+    std::vector<double> sums =
+        gathered_runs(c, n, 2 * n, threads, [](std::int64_t i) { return 2 * i + 2; });
+    for (std::int64_t j = 0; j < 2 * n; ++j)
+      sums[std::size_t(j)] = 2 * (sums[std::size_t(j)] + along[std::size_t(j)]);
+    sums[0] += diagonal_sum(c, n);
+    for (std::int64_t i = 0; i < n; ++i) sums[std::size_t(2 * i + 1)] += c[i * n + i];
+    const std::vector<double> energies = cosine_sums(doubled_, sums);
+    double sum = 0;
+    for (std::int64_t k = 0; k < n; ++k)
+      sum += eigenvalues[std::size_t(k)] * energies[std::size_t(k)] * (k == 0 ? 0.5 : 1);
+    return sum / double(n);
   }
 
  protected:
@@ -252,6 +325,7 @@ class Cosine final : public Spectral {
   std::int64_t shuffled(std::int64_t j) const { return j % 2 == 0 ? j / 2 : size() - 1 - j / 2; }
 
   std::vector<Turn> turns_;
+  RealFft doubled_;
 };
 
 // out (columns, rows) <- in (rows, columns)
@@ -349,6 +423,25 @@ class Grid final : public Operator::Impl {
     }
   }
 
+  // L is a sum over the axes, each of which sees C's trace over all the others.
+  double trace_with(const double* c, int threads) const override {
+    const std::int64_t n = size();
+    std::int64_t inner = n;
+    double sum = 0;
+    for (const SharedImpl& axis : axes_) {
+      const std::int64_t d = axis->size();
+      inner /= d;
+      Matrix<double> traced(d, d, 0);
+      for (std::int64_t outer = 0; outer < n; outer += inner * d)
+        for (std::int64_t p = 0; p < d; ++p)
+          for (std::int64_t within = outer; within < outer + inner; ++within)
+            for (std::int64_t q = 0; q < d; ++q)
+              traced(p, q) += c[(within + p * inner) * n + within + q * inner];
+      sum += axis->trace_with(traced.data(), threads);
+    }
+    return sum;
+  }
+
  private:
   std::vector<SharedImpl> axes_;
   // Sorted mode -> row-major index over the axes' modes.
@@ -369,6 +462,23 @@ class Dense final : public Operator::Impl {
   Matrix<double> modes() const override { return modes_.copy(); }
   void analyze(double* rows, std::int64_t count) const override { multiply('T', rows, count); }
   void synthesize(double* rows, std::int64_t count) const override { multiply('N', rows, count); }
+
+  double trace_with(const double* c, int threads) const override {
+    constexpr std::int64_t panel = 128;
+    const std::int64_t n = size(), panels = (n + panel - 1) / panel;
+    std::vector<double> sums(std::size_t(panels), 0);
+    const SingleBlasThread guard;
+    parallel_for(n * n < threaded_work ? 1 : threads, panels, [&](std::int64_t p) {
+      const std::int64_t first = p * panel, count = std::min(panel, n - first);
+      Matrix<double> product(count, n);
+      gemm('N', 'N', count, n, n, 1, modes_.row(first), n, c, n, 0, product.data(), n);
+      for (std::int64_t i = 0; i < count; ++i)
+        sums[std::size_t(p)] +=
+            eigenvalues[std::size_t(first + i)] *
+            std::inner_product(product.row(i), product.row(i) + n, modes_.row(first + i), 0.0);
+    });
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+  }
 
  private:
   void multiply(char trans, double* rows, std::int64_t count) const {

@@ -28,6 +28,8 @@ struct Operator::Impl {
   /// In place on `count` consecutive rows, on the calling thread.
   virtual void analyze(double* rows, std::int64_t count) const = 0;
   virtual void synthesize(double* rows, std::int64_t count) const = 0;
+  /// tr(L C) for a symmetric (n, n) matrix C.
+  virtual double trace_with(const double* c, int threads) const = 0;
 
   std::int64_t size() const { return std::int64_t(eigenvalues.size()); }
 };

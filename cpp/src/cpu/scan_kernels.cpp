@@ -1,5 +1,5 @@
-// Built once for each instruction set, with DESCRAMBLE_FAST_KERNELS naming the table. Nothing here may
-// come from a header as an inline function: the linker could keep the copy of another build.
+// Built once for each instruction set, with DESCRAMBLE_FAST_KERNELS naming the table. Nothing here
+// may come from a header as an inline function: the linker could keep the copy of another build.
 #include "cpu/scan.hpp"
 
 #if defined(__AVX2__)

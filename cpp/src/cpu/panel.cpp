@@ -1,0 +1,231 @@
+#include "cpu/panel.hpp"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "cpu/convert.hpp"
+#include "cpu/parallel.hpp"
+
+namespace descramble_fast::cpu {
+
+extern const CovarianceKernels covariance_baseline;
+#if defined(DESCRAMBLE_FAST_X86)
+extern const CovarianceKernels covariance_avx2;
+extern const CovarianceKernels covariance_avx512;
+extern const CovarianceKernels covariance_avx512_bf16;
+#endif
+
+std::span<const Variant<CovarianceKernels>> covariance_variants(Simd level) {
+  static constexpr auto all = std::to_array<Variant<CovarianceKernels>>({
+      {Simd::baseline, &covariance_baseline},
+#if defined(DESCRAMBLE_FAST_X86)
+      {Simd::avx2, &covariance_avx2},
+      {Simd::avx512, &covariance_avx512},
+      {Simd::avx512_bf16, &covariance_avx512_bf16},
+#endif
+  });
+  return up_to<CovarianceKernels>(level, all);
+}
+
+namespace {
+
+// Rows that one block takes while the strips of a group stay in cache; half of it in double.
+constexpr std::int64_t chunk_rows = 512;
+// Few blocks are multiplied in parts of so many rows, each by one thread.
+constexpr std::int64_t part_rows = 1024;
+constexpr std::int64_t few_blocks = 128;
+// Rows packed by one task.
+constexpr std::int64_t group_rows = 8 * pack_rows;
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+void copy_row(const ArrayView& batch, std::int64_t row, T* out) {
+  const auto* const from = reinterpret_cast<const T*>(batch.row(row));
+  const std::int64_t stride = batch.column_stride();
+  for (std::int64_t j = 0; j < batch.columns(); ++j) out[j] = from[j * stride];
+}
+
+void (*packer(Arithmetic arithmetic, DType dtype))(const PackTask&) {
+  const CovarianceKernels& kernels = covariance_kernels();
+  if (arithmetic == Arithmetic::pairs) return kernels.pack_pairs;
+  if (arithmetic == Arithmetic::wide) return kernels.pack_float64;
+  return dtype == DType::float16    ? kernels.pack_float16
+         : dtype == DType::bfloat16 ? kernels.pack_bfloat16
+                                    : kernels.pack_float32;
+}
+
+}  // namespace
+
+void copy_row(const ArrayView& batch, std::int64_t row, std::byte* out) {
+  const auto size = size_of(batch.dtype());
+  if (batch.column_stride() == 1)
+    std::memcpy(out, batch.row(row), std::size_t(batch.columns() * size));
+  else if (size == 2)
+    copy_row(batch, row, reinterpret_cast<std::uint16_t*>(out));
+  else if (size == 4)
+    copy_row(batch, row, reinterpret_cast<std::uint32_t*>(out));
+  else
+    copy_row(batch, row, reinterpret_cast<std::uint64_t*>(out));
+}
+
+void Packed::reset(std::int64_t rows, std::int64_t columns, Arithmetic arithmetic) {
+  arithmetic_ = arithmetic;
+  stride_ = strip * elements(rows);
+  const std::int64_t bytes = columns / strip * stride_ * element_size(arithmetic);
+  if (data_.size() >= bytes) return;
+  data_ = {};
+  data_ = Aligned<std::byte>(bytes);
+}
+
+void Packed::pack(const Source& source, const void* reference, std::int64_t place, Sums& sums) {
+  for (std::size_t side = 0; side < source.batches.size(); ++side)
+    pack_side(source, side, reference, place, sums);
+}
+
+void Packed::pack_side(const Source& source, std::size_t side, const void* reference,
+                       std::int64_t place, Sums& sums) {
+  const ArrayView& batch = source.batches[side];
+  const std::int64_t n = batch.columns(), first = source.firsts[side], count = source.count();
+  const bool wide = arithmetic_ == Arithmetic::wide;
+  // Rows that the kernels cannot read as they are, are copied.
+  const bool widen = wide && batch.dtype() != DType::float64;
+  const bool as_is = !widen && batch.column_stride() == 1;
+  const std::int64_t size = widen ? 8 : size_of(batch.dtype());
+  std::vector<std::byte> copies(as_is ? 0 : std::size_t(count * n * size));
+  std::array<const void*, pack_rows> rows{};
+  std::array<double, pack_rows> roots{};
+  std::array<float, pack_rows> narrow_roots{};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t row = source.rows[source.begin + i];
+    std::byte* const to = copies.data() + i * n * size;
+    if (widen)
+      widen_row(batch, row, reinterpret_cast<double*>(to));
+    else if (!as_is)
+      copy_row(batch, row, to);
+    rows[std::size_t(i)] = as_is ? batch.row(row) : to;
+    roots[std::size_t(i)] = std::sqrt(source.rows.weight_of(source.begin + i));
+    narrow_roots[std::size_t(i)] = float(roots[std::size_t(i)]);
+  }
+  const void* const root = source.rows.weights.empty() ? nullptr
+                           : wide                      ? static_cast<const void*>(roots.data())
+                                                       : narrow_roots.data();
+  const PackTask task{rows.data(),
+                      int(count),
+                      n,
+                      static_cast<const std::byte*>(reference) + element_size(arithmetic_) * first,
+                      root,
+                      at(first / strip, place),
+                      stride_,
+                      sums.sum.data() + first,
+                      sums.square.data() + first,
+                      sums.bits.data() + first,
+                      sums.largest.data() + first};
+  packer(arithmetic_, batch.dtype())(task);
+}
+
+void Packed::multiply(const Block& block, double* to) const {
+  const CovarianceKernels& kernels = covariance_kernels();
+  const auto at = [&](std::int64_t s) {
+    return data_.data() + element_size(arithmetic_) * (s * stride_ + strip * elements(block.begin));
+  };
+  const BlockTask task{
+      at(block.left_strip), at(block.right_strip), elements(block.end - block.begin),
+      block.columns,        block.diagonal,        to,
+      at(block.next_strip)};
+  if (arithmetic_ == Arithmetic::pairs)
+    kernels.multiply_pairs(task);
+  else if (arithmetic_ == Arithmetic::single)
+    kernels.multiply_float(task);
+  else
+    kernels.multiply_double(task);
+}
+
+Panel::Panel(const Shape& shape, std::int64_t rows) : shape_(shape), sums_(0) {
+  if (shape.blocks() < few_blocks && rows >= 2 * part_rows)
+    parts_ = Aligned<double>(ceil_div(rows, part_rows) * size());
+}
+
+std::int64_t Panel::chunk() const {
+  return arithmetic_ == Arithmetic::wide ? chunk_rows / 2 : chunk_rows;
+}
+
+void Panel::pack(const Source& source, Arithmetic arithmetic, std::span<const double> reference,
+                 int threads) {
+  const std::vector<float> narrow(reference.begin(), reference.end());
+  const void* const about =
+      arithmetic == Arithmetic::single ? static_cast<const void*>(narrow.data()) : reference.data();
+  arithmetic_ = arithmetic;
+  depth_ = source.count();
+  const std::int64_t task_rows = in_parts() ? part_rows : group_rows;
+  std::vector<Sums> sums(std::size_t(ceil_div(depth_, task_rows)), Sums(0));
+  if (!in_parts()) packed_.reset(depth_, shape_.columns, arithmetic);
+  parallel_for(threads, std::int64_t(sums.size()), [&](std::int64_t t) {
+    Sums mine{std::size_t(shape_.columns)};
+    const Source rows = source.part(t * task_rows, (t + 1) * task_rows);
+    if (in_parts())
+      pack_and_multiply(rows, about, parts_.data() + t * size(), mine);
+    else
+      pack_all(rows, about, packed_, t * task_rows, mine);
+    sums[std::size_t(t)] = std::move(mine);
+  });
+  sums_ = Sums(std::size_t(shape_.columns));
+  for (const Sums& part : sums) sums_.add(part);
+}
+
+void Panel::add_products(Scatter& scatter, int threads) const {
+  if (in_parts()) {
+    add_all(scatter.values(), {parts_.data(), std::size_t(ceil_div(depth_, part_rows) * size())},
+            threads);
+    return;
+  }
+  std::int64_t group = 4;  // strips a side: they stay in cache for a chunk of rows
+  while (group > 1 && shape_.blocks() < 4 * threads * group * group) group /= 2;
+  const std::int64_t columns = ceil_div(scatter.column_strips(), group);
+  const std::int64_t rows = ceil_div(scatter.row_strips(scatter.column_strips() - 1), group);
+  parallel_for(threads, columns * rows, [&](std::int64_t t) {
+    // The longest tasks first.
+    const Group task{t % rows * group, (columns - 1 - t / rows) * group, group};
+    for (std::int64_t begin = 0; begin < depth_; begin += chunk())
+      multiply(packed_, task, begin, std::min(depth_, begin + chunk()), scatter.values().data());
+  });
+}
+
+void Panel::pack_all(const Source& rows, const void* reference, Packed& packed, std::int64_t place,
+                     Sums& sums) {
+  for (std::int64_t k = 0; k < rows.count(); k += pack_rows)
+    packed.pack(rows.part(k, k + pack_rows), reference, place + k, sums);
+}
+
+void Panel::pack_and_multiply(const Source& rows, const void* reference, double* products,
+                              Sums& sums) const {
+  std::fill_n(products, size(), 0.0);
+  Packed packed;
+  packed.reset(std::min(chunk(), rows.count()), shape_.columns, arithmetic_);
+  for (std::int64_t begin = 0; begin < rows.count(); begin += chunk()) {
+    const Source some = rows.part(begin, begin + chunk());
+    pack_all(some, reference, packed, 0, sums);
+    for (std::int64_t j = 0; j < shape_.scatter.column_strips(); j += 4)
+      for (std::int64_t i = 0; i < shape_.scatter.row_strips(j + 3); i += 4)
+        multiply(packed, {i, j, 4}, 0, some.count(), products);
+  }
+}
+
+// The products of rows [begin, end) for a group of blocks.
+void Panel::multiply(const Packed& packed, const Group& group, std::int64_t begin, std::int64_t end,
+                     double* products) const {
+  const Scatter& scatter = shape_.scatter;
+  for (std::int64_t j = group.j; j < std::min(group.j + group.size, scatter.column_strips()); ++j) {
+    const std::int64_t last = std::min(group.i + group.size, scatter.row_strips(j));
+    for (std::int64_t i = group.i; i < last; ++i) {
+      const std::int64_t right = shape_.first_right_strip + j;
+      packed.multiply({i, right, i + 1 < last ? i + 1 : group.i, begin, end,
+                       std::min<std::int64_t>(strip, shape_.right_columns - strip * j),
+                       scatter.triangular() && i == j},
+                      products + scatter.offset(strip * i, j));
+    }
+  }
+}
+
+}  // namespace descramble_fast::cpu
