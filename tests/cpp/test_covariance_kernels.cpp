@@ -79,8 +79,9 @@ void check_pack(void (*pack)(const cpu::PackTask&), const Case<Packed>& c) {
   std::vector<double> sum(std::size_t(padded), 1), square(std::size_t(padded), 2),
       largest(std::size_t(padded), 0);
   std::vector<std::uint32_t> bits(std::size_t(padded), 0);
-  pack({rows.data(), c.count, c.n, c.reference.data(), c.weighted ? c.roots.data() : nullptr,
-        packed.data(), stride, sum.data(), square.data(), bits.data(), largest.data()});
+  pack({rows.data(), nullptr, c.count, c.n, c.reference.data(),
+        c.weighted ? c.roots.data() : nullptr, packed.data(), stride, sum.data(), square.data(),
+        bits.data(), largest.data()});
   for (std::int64_t j = 0; j < padded; ++j) {
     double expected_sum = 1, expected_square = 2, expected_largest = 0;
     bool any = false;
@@ -140,8 +141,8 @@ TEST(CovarianceKernels, ReadEveryFloat16) {
       for (std::uint32_t i = 0; i < 1024; ++i) row.push_back({std::uint16_t(first + i)});
       const void* const rows[] = {row.data()};
       std::vector<float> packed(1024);
-      kernels.pack_float16({rows, 1, 1024, zero.data(), nullptr, packed.data(), strip, sum.data(),
-                            square.data(), bits.data(), nullptr});
+      kernels.pack_float16({rows, rows, 1, 1024, zero.data(), nullptr, packed.data(), strip,
+                            sum.data(), square.data(), bits.data(), nullptr});
       for (std::uint32_t i = 0; i < 1024; ++i) {
         const float expected = cpu::widen(row[i]);
         EXPECT_TRUE(packed[i] == expected || (std::isnan(packed[i]) && std::isnan(expected)))
@@ -227,7 +228,7 @@ TEST(CovarianceKernels, PairRowsOfBFloat16) {
         std::vector<std::uint32_t> packed(std::size_t(strips * stride), 77u);
         std::vector<double> sum(std::size_t(strips * strip), 0), square = sum;
         std::vector<std::uint32_t> bits(std::size_t(strips * strip), 0);
-        kernels.pack_pairs({rows.data(), count, n, nullptr, nullptr, packed.data(), stride,
+        kernels.pack_pairs({rows.data(), nullptr, count, n, nullptr, nullptr, packed.data(), stride,
                             sum.data(), square.data(), bits.data(), nullptr});
         for (std::int64_t j = 0; j < strips * strip; ++j) {
           double expected_sum = 0, expected_square = 0;

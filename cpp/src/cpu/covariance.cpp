@@ -17,9 +17,9 @@ namespace {
 // Multiplications below which threads cost more than they bring.
 constexpr std::int64_t small_work = 1 << 21;
 
-// Rows packed at once: enough to hide the traffic of the scatter, in some 16 MB.
+// Rows packed at once: enough to hide the traffic of the scatter, in some 8 MB.
 std::int64_t panel_rows(std::int64_t columns, std::int64_t element) {
-  return std::clamp<std::int64_t>((1 << 24) / (columns * element) / 512 * 512, 512, 8192);
+  return std::clamp<std::int64_t>((1 << 23) / (columns * element) / 512 * 512, 512, 8192);
 }
 
 // Rows that wait for others, at most: in as much memory as the scatter takes, but not many.

@@ -150,9 +150,14 @@ void add_sums(double* to, Floats x) { add_widened(to, x); }
 void add_sums(double* to, Doubles x) { store(to, load<Doubles>(to) + x); }
 
 // One vector's width of columns. Sums over so few rows lose nothing worth keeping in float.
+template <class Stored>
+void fetch(const void* row, std::int64_t from) {
+  __builtin_prefetch(static_cast<const Stored*>(row) + from, 0, 2);
+}
+
 template <class Read, bool weighted>
-void pack_column(const PackTask& task, const void* const* rows, std::int64_t from,
-                 std::int64_t column, typename Read::Packed* packed) {
+void pack_column(const PackTask& task, const void* const* rows, const void* const* next_rows,
+                 std::int64_t from, std::int64_t column, typename Read::Packed* packed) {
   using T = typename Read::Packed;
   using V = Vector<T>;
   const V reference = load<V>(static_cast<const T*>(task.reference) + column);
@@ -161,6 +166,7 @@ void pack_column(const PackTask& task, const void* const* rows, std::int64_t fro
   [[maybe_unused]] V largest{};
   for (int r = 0; r < task.count; ++r) {
     const V x = Read::read(static_cast<const typename Read::Stored*>(rows[r]) + from);
+    fetch<typename Read::Stored>(next_rows[r], from);
     V y = x - reference;
     if constexpr (weighted) {
       const V root = broadcast<V>(static_cast<const T*>(task.roots)[r]);
@@ -192,14 +198,15 @@ template <class Read, bool weighted>
 void pack_strips(const PackTask& task) {
   using T = typename Read::Packed;
   T* packed = static_cast<T*>(task.packed);
+  const void* const* const next = task.next_rows != nullptr ? task.next_rows : task.rows;
   std::int64_t first = 0;
   for (; first + strip <= task.n; first += strip, packed += task.strip_stride)
     for (int c = 0; c < strip; c += lanes<T>)
-      pack_column<Read, weighted>(task, task.rows, first + c, first + c, packed + c);
+      pack_column<Read, weighted>(task, task.rows, next, first + c, first + c, packed + c);
   if (first == task.n) return;
   const Ends<typename Read::Stored> ends(task, first);
   for (int c = 0; c < strip; c += lanes<T>)
-    pack_column<Read, weighted>(task, ends.starts, c, first + c, packed + c);
+    pack_column<Read, weighted>(task, ends.starts, ends.starts, c, first + c, packed + c);
 }
 
 template <class Read>
@@ -248,7 +255,9 @@ template <class Product, int vectors>
   constexpr bool two_levels = Product::depth < (std::int64_t(1) << 32);
   constexpr std::int64_t fetched_bytes =
       strip * std::int64_t(sizeof(typename Product::Element)) / passes<Product>;
-  for (int i = 0; i < tile_rows; ++i) __builtin_prefetch(c + i * strip);
+  constexpr int line = 64 / int(sizeof(double));
+  for (int i = 0; i < tile_rows; ++i)
+    for (int j = 0; j < vectors * width; j += line) __builtin_prefetch(c + i * strip + j, 1);
   Sum total[tile_rows][vectors]{};
   for (std::int64_t first = 0; first < depth;) {
     const std::int64_t last = depth - first > Product::depth ? first + Product::depth : depth;
@@ -307,8 +316,8 @@ struct PairProduct {
 };
 
 // A strip's width of columns of all rows, two by two.
-void pack_pair_strip(const PackTask& task, const void* const* rows, std::int64_t from,
-                     std::int64_t column, std::uint32_t* packed) {
+void pack_pair_strip(const PackTask& task, const void* const* rows, const void* const* next_rows,
+                     std::int64_t from, std::int64_t column, std::uint32_t* packed) {
   alignas(64) static constexpr std::uint16_t low_order[32] = {
       0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -323,6 +332,8 @@ void pack_pair_strip(const PackTask& task, const void* const* rows, std::int64_t
                             : _mm512_setzero_si512();
     };
     const __m512i first = row(r), second = row(r + 1);
+    fetch<std::uint16_t>(next_rows[r], from);
+    fetch<std::uint16_t>(next_rows[r + 1 < task.count ? r + 1 : r], from);
     for (int h = 0; h < 2; ++h) {
       const __m512i pair = _mm512_permutex2var_epi16(first, h == 0 ? low : high, second);
       _mm512_storeu_si512(packed + r / 2 * strip + 16 * h, pair);
@@ -342,12 +353,13 @@ void pack_pair_strip(const PackTask& task, const void* const* rows, std::int64_t
 
 void pack_pairs(const PackTask& task) {
   auto* packed = static_cast<std::uint32_t*>(task.packed);
+  const void* const* const next = task.next_rows != nullptr ? task.next_rows : task.rows;
   std::int64_t first = 0;
   for (; first + strip <= task.n; first += strip, packed += task.strip_stride)
-    pack_pair_strip(task, task.rows, first, first, packed);
+    pack_pair_strip(task, task.rows, next, first, first, packed);
   if (first < task.n) {
     const Ends<std::uint16_t> ends(task, first);
-    pack_pair_strip(task, ends.starts, 0, first, packed);
+    pack_pair_strip(task, ends.starts, ends.starts, 0, first, packed);
   }
 }
 

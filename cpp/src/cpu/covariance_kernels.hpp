@@ -18,6 +18,8 @@ inline constexpr int pack_rows = 16;
 /// double, or a pair of bfloat16 (two rows, of which the second may be missing) in 32 bits.
 struct PackTask {
   const void* const* rows;
+  /// Those packed after these: fetched meanwhile. As many, or null.
+  const void* const* next_rows;
   int count;
   std::int64_t n;
   /// By column, of the type packed; unused for pairs.

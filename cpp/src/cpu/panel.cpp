@@ -72,7 +72,8 @@ void copy_row(const ArrayView& batch, std::int64_t row, std::byte* out) {
 
 void Packed::reset(std::int64_t rows, std::int64_t columns, Arithmetic arithmetic) {
   arithmetic_ = arithmetic;
-  stride_ = strip * elements(rows);
+  // Strips a power of two apart would fall on each other in the caches.
+  stride_ = strip * (elements(rows) + 16);
   const std::int64_t bytes = columns / strip * stride_ * element_size(arithmetic);
   if (data_.size() >= bytes) return;
   data_ = {};
@@ -88,52 +89,63 @@ void Packed::pack_side(const Source& source, std::size_t side, const void* refer
                        std::int64_t place, Sums& sums) {
   const ArrayView& batch = source.batches[side];
   const std::int64_t n = batch.columns(), first = source.firsts[side], count = source.count();
-  const bool wide = arithmetic_ == Arithmetic::wide;
+  const bool wide = arithmetic_ == Arithmetic::wide, weighted = !source.rows.weights.empty();
   // Rows that the kernels cannot read as they are, are copied.
   const bool widen = wide && batch.dtype() != DType::float64;
   const bool as_is = !widen && batch.column_stride() == 1;
   const std::int64_t size = widen ? 8 : size_of(batch.dtype());
-  std::vector<std::byte> copies(as_is ? 0 : std::size_t(count * n * size));
-  std::array<const void*, pack_rows> rows{};
+  std::vector<std::byte> copies(as_is ? 0 : std::size_t(pack_rows * n * size));
+  std::vector<const void*> rows(std::size_t(count), nullptr);
+  if (as_is)
+    for (std::int64_t i = 0; i < count; ++i)
+      rows[std::size_t(i)] = batch.row(source.rows[source.begin + i]);
   std::array<double, pack_rows> roots{};
   std::array<float, pack_rows> narrow_roots{};
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t row = source.rows[source.begin + i];
-    std::byte* const to = copies.data() + i * n * size;
-    if (widen)
-      widen_row(batch, row, reinterpret_cast<double*>(to));
-    else if (!as_is)
-      copy_row(batch, row, to);
-    rows[std::size_t(i)] = as_is ? batch.row(row) : to;
-    roots[std::size_t(i)] = std::sqrt(source.rows.weight_of(source.begin + i));
-    narrow_roots[std::size_t(i)] = float(roots[std::size_t(i)]);
+  for (std::int64_t k = 0; k < count; k += pack_rows) {
+    const std::int64_t some = std::min<std::int64_t>(pack_rows, count - k);
+    for (std::int64_t i = 0; i < some; ++i) {
+      if (!as_is) {
+        const std::int64_t row = source.rows[source.begin + k + i];
+        std::byte* const to = copies.data() + i * n * size;
+        if (widen)
+          widen_row(batch, row, reinterpret_cast<double*>(to));
+        else
+          copy_row(batch, row, to);
+        rows[std::size_t(k + i)] = to;
+      }
+      if (weighted) {
+        roots[std::size_t(i)] = std::sqrt(source.rows.weight_of(source.begin + k + i));
+        narrow_roots[std::size_t(i)] = float(roots[std::size_t(i)]);
+      }
+    }
+    const void* const root = wide ? static_cast<const void*>(roots.data())
+                                  : static_cast<const void*>(narrow_roots.data());
+    const PackTask task{
+        rows.data() + k,
+        as_is && k + 2 * pack_rows <= count ? rows.data() + k + pack_rows : nullptr,
+        int(some),
+        n,
+        static_cast<const std::byte*>(reference) + element_size(arithmetic_) * first,
+        weighted ? root : nullptr,
+        data_.data() + offset(first / strip, place + k),
+        stride_,
+        sums.sum.data() + first,
+        sums.square.data() + first,
+        sums.bits.data() + first,
+        sums.largest.data() + first};
+    packer(arithmetic_, batch.dtype())(task);
   }
-  const void* const root = source.rows.weights.empty() ? nullptr
-                           : wide                      ? static_cast<const void*>(roots.data())
-                                                       : narrow_roots.data();
-  const PackTask task{rows.data(),
-                      int(count),
-                      n,
-                      static_cast<const std::byte*>(reference) + element_size(arithmetic_) * first,
-                      root,
-                      at(first / strip, place),
-                      stride_,
-                      sums.sum.data() + first,
-                      sums.square.data() + first,
-                      sums.bits.data() + first,
-                      sums.largest.data() + first};
-  packer(arithmetic_, batch.dtype())(task);
 }
 
 void Packed::multiply(const Block& block, double* to) const {
   const CovarianceKernels& kernels = covariance_kernels();
-  const auto at = [&](std::int64_t s) {
-    return data_.data() + element_size(arithmetic_) * (s * stride_ + strip * elements(block.begin));
-  };
-  const BlockTask task{
-      at(block.left_strip), at(block.right_strip), elements(block.end - block.begin),
-      block.columns,        block.diagonal,        to,
-      at(block.next_strip)};
+  const BlockTask task{data_.data() + offset(block.left_strip, block.begin),
+                       data_.data() + offset(block.right_strip, block.begin),
+                       elements(block.end - block.begin),
+                       block.columns,
+                       block.diagonal,
+                       to,
+                       data_.data() + offset(block.fetched_strip, block.fetched_row)};
   if (arithmetic_ == Arithmetic::pairs)
     kernels.multiply_pairs(task);
   else if (arithmetic_ == Arithmetic::single)
@@ -142,9 +154,18 @@ void Packed::multiply(const Block& block, double* to) const {
     kernels.multiply_double(task);
 }
 
-Panel::Panel(const Shape& shape, std::int64_t rows) : shape_(shape), sums_(0) {
+// What the last panel of this thread was packed in: fresh memory costs more than packing it.
+thread_local Packed spare_room;
+
+Panel::Panel(const Shape& shape, std::int64_t rows)
+    : shape_(shape), packed_(std::move(spare_room)), sums_(0) {
   if (shape.blocks() < few_blocks && rows >= 2 * part_rows)
     parts_ = Aligned<double>(ceil_div(rows, part_rows) * size());
+}
+
+Panel::~Panel() {
+  constexpr std::int64_t most = 1 << 25;
+  if (packed_.room() <= most) spare_room = std::move(packed_);
 }
 
 std::int64_t Panel::chunk() const {
@@ -167,7 +188,7 @@ void Panel::pack(const Source& source, Arithmetic arithmetic, std::span<const do
     if (in_parts())
       pack_and_multiply(rows, about, parts_.data() + t * size(), mine);
     else
-      pack_all(rows, about, packed_, t * task_rows, mine);
+      packed_.pack(rows, about, t * task_rows, mine);
     sums[std::size_t(t)] = std::move(mine);
   });
   sums_ = Sums(std::size_t(shape_.columns));
@@ -187,15 +208,11 @@ void Panel::add_products(Scatter& scatter, int threads) const {
   parallel_for(threads, columns * rows, [&](std::int64_t t) {
     // The longest tasks first.
     const Group task{t % rows * group, (columns - 1 - t / rows) * group, group};
-    for (std::int64_t begin = 0; begin < depth_; begin += chunk())
-      multiply(packed_, task, begin, std::min(depth_, begin + chunk()), scatter.values().data());
+    for (std::int64_t begin = 0; begin < depth_; begin += chunk()) {
+      const std::int64_t end = std::min(depth_, begin + chunk());
+      multiply(packed_, task, begin, end, end < depth_ ? end : begin, scatter.values().data());
+    }
   });
-}
-
-void Panel::pack_all(const Source& rows, const void* reference, Packed& packed, std::int64_t place,
-                     Sums& sums) {
-  for (std::int64_t k = 0; k < rows.count(); k += pack_rows)
-    packed.pack(rows.part(k, k + pack_rows), reference, place + k, sums);
 }
 
 void Panel::pack_and_multiply(const Source& rows, const void* reference, double* products,
@@ -205,25 +222,32 @@ void Panel::pack_and_multiply(const Source& rows, const void* reference, double*
   packed.reset(std::min(chunk(), rows.count()), shape_.columns, arithmetic_);
   for (std::int64_t begin = 0; begin < rows.count(); begin += chunk()) {
     const Source some = rows.part(begin, begin + chunk());
-    pack_all(some, reference, packed, 0, sums);
+    packed.pack(some, reference, 0, sums);
     for (std::int64_t j = 0; j < shape_.scatter.column_strips(); j += 4)
       for (std::int64_t i = 0; i < shape_.scatter.row_strips(j + 3); i += 4)
-        multiply(packed, {i, j, 4}, 0, some.count(), products);
+        multiply(packed, {i, j, 4}, 0, some.count(), 0, products);
   }
 }
 
-// The products of rows [begin, end) for a group of blocks.
+// The products of rows [begin, end) for a group of blocks, which fetches its strips' rows from
+// `next` on, one strip with a block.
 void Panel::multiply(const Packed& packed, const Group& group, std::int64_t begin, std::int64_t end,
-                     double* products) const {
+                     std::int64_t next, double* products) const {
   const Scatter& scatter = shape_.scatter;
+  std::int64_t fetched = 0;
   for (std::int64_t j = group.j; j < std::min(group.j + group.size, scatter.column_strips()); ++j) {
     const std::int64_t last = std::min(group.i + group.size, scatter.row_strips(j));
-    for (std::int64_t i = group.i; i < last; ++i) {
-      const std::int64_t right = shape_.first_right_strip + j;
-      packed.multiply({i, right, i + 1 < last ? i + 1 : group.i, begin, end,
-                       std::min<std::int64_t>(strip, shape_.right_columns - strip * j),
-                       scatter.triangular() && i == j},
-                      products + scatter.offset(strip * i, j));
+    const std::int64_t right = shape_.first_right_strip + j;
+    for (std::int64_t i = group.i; i < last; ++i, ++fetched) {
+      const std::int64_t left_or_right =
+          fetched < group.size ? group.i + fetched
+                               : shape_.first_right_strip + group.j + fetched - group.size;
+      const std::int64_t soon =
+          fetched < 2 * group.size ? std::min(left_or_right, strips() - 1) : right;
+      packed.multiply(
+          {i, right, begin, end, std::min<std::int64_t>(strip, shape_.right_columns - strip * j),
+           scatter.triangular() && i == j, soon, next},
+          products + scatter.offset(strip * i, j));
     }
   }
 }

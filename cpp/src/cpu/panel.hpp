@@ -86,26 +86,29 @@ class Packed {
   /// Makes room; what was packed is lost.
   void reset(std::int64_t rows, std::int64_t columns, Arithmetic arithmetic);
 
-  /// Up to pack_rows rows of the source, to `place` on, which is even. The reference is as wide as
-  /// what is packed.
+  /// The rows of the source, to `place` on, which is even. The reference is as wide as what is
+  /// packed.
   void pack(const Source& source, const void* reference, std::int64_t place, Sums& sums);
 
+  std::int64_t room() const { return data_.size(); }
+
   struct Block {
-    std::int64_t left_strip, right_strip, next_strip;
+    std::int64_t left_strip, right_strip;
     std::int64_t begin, end;  // rows
     std::int64_t columns;
     bool diagonal;
+    /// Fetched meanwhile: as many rows of a strip that will be read soon.
+    std::int64_t fetched_strip, fetched_row;
   };
-  /// Adds the products of two strips; the next one to be on the left is fetched meanwhile.
+  /// Adds the products of two strips.
   void multiply(const Block& block, double* to) const;
 
  private:
   std::int64_t elements(std::int64_t rows) const {
     return arithmetic_ == Arithmetic::pairs ? (rows + 1) / 2 : rows;
   }
-  std::byte* at(std::int64_t strip_of_columns, std::int64_t row) {
-    return data_.data() +
-           element_size(arithmetic_) * (strip_of_columns * stride_ + strip * elements(row));
+  std::int64_t offset(std::int64_t strip_of_columns, std::int64_t row) const {
+    return element_size(arithmetic_) * (strip_of_columns * stride_ + strip * elements(row));
   }
   void pack_side(const Source& source, std::size_t side, const void* reference, std::int64_t place,
                  Sums& sums);
@@ -121,6 +124,9 @@ class Packed {
 class Panel {
  public:
   Panel(const Shape& shape, std::int64_t rows);
+  ~Panel();
+  Panel(const Panel&) = delete;
+  Panel& operator=(const Panel&) = delete;
 
   void pack(const Source& source, Arithmetic arithmetic, std::span<const double> reference,
             int threads);
@@ -133,16 +139,15 @@ class Panel {
     std::int64_t i, j, size;
   };
 
+  std::int64_t strips() const { return shape_.columns / strip; }
   bool in_parts() const { return parts_.size() > 0; }
   std::int64_t size() const { return std::int64_t(shape_.scatter.values().size()); }
   std::int64_t chunk() const;
 
-  static void pack_all(const Source& rows, const void* reference, Packed& packed,
-                       std::int64_t place, Sums& sums);
   void pack_and_multiply(const Source& rows, const void* reference, double* products,
                          Sums& sums) const;
   void multiply(const Packed& packed, const Group& group, std::int64_t begin, std::int64_t end,
-                double* products) const;
+                std::int64_t next, double* products) const;
 
   Shape shape_;
   std::int64_t depth_ = 0;
