@@ -37,7 +37,7 @@ NOTES = (
     "(IncrementalPCA, all components) keeps a decomposition. Left out: torch in float16 at n = "
     "4096 (a minute or more), scikit-learn but for 8192 rows and n = 256.",
     "Share: n (n + 1) operations a row, over the multiply-adds (bfloat16: dot products) per second "
-    "measured between the rounds of the same cell, the largest of them.",
+    "measured between rounds, the largest of them.",
     "covariance_batches: rows 32 at a time, beside the same rows at once.",
 )
 

@@ -23,7 +23,7 @@ DTYPES = ("float32", "float64")
 OPERATIONS = 9  # times n^3: a tridiagonal form, its eigenvectors, and the way back
 WORK_NOTE = (
     f"Share: {OPERATIONS} n^3 operations a matrix, whatever a solver really needs, over the "
-    "multiply-adds per second measured between the rounds of the same cell."
+    "multiply-adds per second measured between rounds."
 )
 
 
@@ -278,7 +278,7 @@ FAMILIES = {
         (
             "leading, shape n x n x k: the k largest of eigenvalues i^-2.",
             "Share: the matrix read once, over the bytes per second read from memory that were "
-            "measured between the rounds of the same cell.",
+            "measured between rounds.",
         ),
     ),
 }

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from .machine import Limits, Threads
+from .machine import CALM, Limits, Threads
 from .report import Report, Row, Table, cell_tables, cell_text
 
 
@@ -171,11 +171,12 @@ def measure(
         measured.append(entry)
     fast = [entry for entry in measured if not entry.seconds]
     if rounds is None and fast:
-        each = sum(entry.first * (2 if entry.first < BRIEF else 1) for entry in fast)
+        each = sum(CALM + entry.first * (2 if entry.first < BRIEF else 1) for entry in fast)
         rounds = min(MOST, max(FEWEST, int(budget / each)))
     for turn in range(rounds if rounds and fast else 1):
         # Every other round runs backwards, so that a drift of the machine favours nobody.
         for entry in fast if turn % 2 == 0 else reversed(fast):
+            time.sleep(CALM)
             with threads.limited(entry.threads):
                 if entry.first < BRIEF:
                     entry.method.run()
@@ -257,12 +258,11 @@ class Run:
 
     def cell(self, cell: Cell) -> list[Row]:
         """Check, time and compare all implementations on one problem."""
-        mark = self.limits.taken
         self.limits.measure()
         measured = measure(
             cell.methods(), budget=self.budget * cell.weight, after_round=self.limits.keep_up
         )
-        limit = self.limits.best_since(cell.limits, mark)
+        limit = self.limits.best(cell.limits)
         rows = [make_row(cell, entry, measured[0], limit) for entry in measured]
         if cell.memory:
             for row in rows:

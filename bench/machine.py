@@ -156,6 +156,10 @@ def owner(library: str) -> str:
 # --------------------------------------------------------------------------------- limits
 
 
+# Threads of a BLAS go on spinning for a while after a call, on the cores that the next one needs.
+CALM = 0.04  # seconds
+
+
 class Limits:
     """What this machine can do at most, measured again and again during the run."""
 
@@ -175,6 +179,7 @@ class Limits:
 
     def measure(self) -> None:
         """Measure every limit once, on as many threads as this library uses."""
+        time.sleep(CALM)
         found = _core.machine_limits(_core.num_threads(), self.SECONDS)
         for name, values in self.seen.items():
             rate = found[name]
@@ -187,16 +192,9 @@ class Limits:
         if time.perf_counter() > self._last + self.PAUSE:
             self.measure()
 
-    @property
-    def taken(self) -> int:
-        """Number of measurements so far."""
-        return len(self.seen["bandwidth"])
-
-    def best_since(self, names: Sequence[str], mark: int) -> tuple[str, float] | None:
-        """First of these limits that exists, with its largest value after `mark` measurements."""
-        return next(
-            ((name, max(self.seen[name][mark:])) for name in names if self.seen[name]), None
-        )
+    def best(self, names: Sequence[str]) -> tuple[str, float] | None:
+        """First of these limits that exists, with its largest value so far in this run."""
+        return next(((name, max(self.seen[name])) for name in names if self.seen[name]), None)
 
     def summary(self) -> dict[str, Any]:
         """Lowest, median and highest value of each limit, for the report."""

@@ -15,7 +15,9 @@ namespace descramble_fast::cpu {
 namespace {
 
 // Multiplications below which threads cost more than they bring.
-constexpr std::int64_t small_work = 1 << 21;
+constexpr std::int64_t small_work = 1 << 25;
+// What reading and writing an element costs, in multiplications.
+constexpr std::int64_t element_work = 32;
 
 // Rows packed at once: enough to hide the traffic of the scatter, in some 8 MB.
 std::int64_t panel_rows(std::int64_t columns, std::int64_t element) {
@@ -457,7 +459,7 @@ std::optional<Refusal> Moments::let_wait(std::span<const ArrayView> batches, con
 Moments::Settled& Moments::settled() {
   add_waiting({});
   if (open_.weight > 0) {
-    Draft draft(*this, false, threads_for(padded() * padded(), {}));
+    Draft draft(*this, false, threads_for(element_work * padded() * padded(), {}));
     draft.settle();
     draft.commit();
   }
@@ -485,7 +487,7 @@ bool Moments::merge(Moments& other) {
     if (!std::isfinite(mine.squares[j] + theirs.squares[j] + correction * (shift[j] * shift[j])))
       return false;
 
-  const int threads = threads_for(padded() * padded(), {});
+  const int threads = threads_for(element_work * padded() * padded(), {});
   add_all(mine.scatter.values(), theirs.scatter.values(), threads);
   add_outer(mine.scatter, sets_.back().first, correction, shift, 0, shift, threads);
   for (std::size_t j = 0; j < shift.size(); ++j)
@@ -517,7 +519,7 @@ Matrix<double> Moments::scaled_scatter(double divisor, std::span<const double> u
   const std::int64_t rows = sets_.front().n, columns = sets_.back().n;
   Matrix<double> out(rows, columns);
   // Strip by strip, so that both sides of the diagonal are written while a block is in cache.
-  parallel_for(threads_for(rows * columns, {}), scatter.column_strips(), [&](std::int64_t s) {
+  parallel_for(threads_for(element_work * rows * columns, {}), scatter.column_strips(), [&](std::int64_t s) {
     const std::int64_t end = std::min(columns, strip * (s + 1));
     for (std::int64_t b = 0; b < scatter.row_strips(s); ++b) {
       const double* block = scatter.block(b, s);
