@@ -157,7 +157,7 @@ def owner(library: str) -> str:
 
 
 # Threads of a BLAS go on spinning for a while after a call, on the cores that the next one needs.
-CALM = 0.04  # seconds
+CALM = 0.1  # seconds
 
 
 class Limits:

@@ -14,12 +14,15 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "descramble_fast/error.hpp"
 #include "message.hpp"
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -41,6 +44,56 @@ struct Job {
 
 thread_local bool inside_parallel = false;
 
+// So many may be moved at every call; where there are more, the kernel has processors to choose
+// from.
+constexpr std::size_t few_workers = 7;
+
+// Where a worker sleeps. Some kernels, of small virtual machines above all, wake it on the
+// processor where the caller computes; it then waits there for milliseconds.
+class Berth {
+ public:
+  // By the worker, before it sleeps and after.
+  void lie_down() {
+#if defined(__linux__)
+    thread_ = pid_t(::syscall(SYS_gettid));
+    asleep_ = true;
+#endif
+  }
+  void get_up() {
+#if defined(__linux__)
+    asleep_ = false;
+    if (std::exchange(moved_, false)) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+#endif
+  }
+  // By whoever is about to wake it: off the caller's processor, if it may run elsewhere.
+  void make_way([[maybe_unused]] int cpu) {
+#if defined(__linux__)
+    if (!asleep_ || cpu < 0) return;
+    if (!moved_ && ::sched_getaffinity(thread_, sizeof allowed_, &allowed_) != 0) return;
+    cpu_set_t elsewhere = allowed_;
+    CPU_CLR(std::size_t(cpu), &elsewhere);
+    if (CPU_COUNT(&elsewhere) > 0 &&
+        ::sched_setaffinity(thread_, sizeof elsewhere, &elsewhere) == 0)
+      moved_ = true;
+#endif
+  }
+
+ private:
+#if defined(__linux__)
+  pid_t thread_ = 0;
+  bool asleep_ = false, moved_ = false;
+  cpu_set_t allowed_{};
+#endif
+};
+
+int this_cpu() {
+#if defined(__linux__)
+  return ::sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 class Pool {
  public:
   void run(Job& job, const std::function<void()>& idle) {
@@ -48,6 +101,10 @@ class Pool {
       std::lock_guard lock(mutex_);
       start_workers(job.helpers_wanted);
       job.following = std::exchange(jobs_, &job);
+      if (berths_.size() <= few_workers) {
+        const int cpu = this_cpu();
+        for (const auto& berth : berths_) berth->make_way(cpu);
+      }
     }
     work_ready_.notify_all();
     work(job);
@@ -70,22 +127,32 @@ class Pool {
 
  private:
   void start_workers(int wanted) {
-    while (workers_ < wanted) {
+    while (int(berths_.size()) < wanted) {
       try {
-        std::thread([this] { serve(); }).detach();
+        berths_.push_back(std::make_unique<Berth>());
       } catch (...) {
         return;  // The caller does the work of the threads that could not be had.
       }
-      ++workers_;
+      try {
+        std::thread([this, berth = berths_.back().get()] { serve(*berth); }).detach();
+      } catch (...) {
+        berths_.pop_back();
+        return;
+      }
     }
   }
 
-  void serve() {
+  void serve(Berth& berth) {
     inside_parallel = true;
     std::unique_lock lock(mutex_);
     for (;;) {
-      Job* job = nullptr;
-      work_ready_.wait(lock, [&] { return (job = open_job()) != nullptr; });
+      Job* job = open_job();
+      while (job == nullptr) {
+        berth.lie_down();
+        work_ready_.wait(lock);
+        berth.get_up();
+        job = open_job();
+      }
       ++job->helpers;
       --job->helpers_wanted;
       lock.unlock();
@@ -128,7 +195,7 @@ class Pool {
   std::condition_variable work_ready_;
   std::condition_variable work_done_;
   Job* jobs_ = nullptr;
-  int workers_ = 0;
+  std::vector<std::unique_ptr<Berth>> berths_;  // of every worker
 };
 
 // Never destroyed: workers may outlive static destruction.
