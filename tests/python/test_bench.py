@@ -1,7 +1,8 @@
 """The benchmark suite: its arithmetic, what it refuses, and a small run of it."""
 
-from __future__ import itertools
+from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
