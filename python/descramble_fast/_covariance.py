@@ -23,6 +23,8 @@ _SCHEMA = "1"
 
 def _rows(mask: Array | None, weights: Array | None) -> tuple[Any, Any]:
     """Selectors as the core takes them: lists become arrays, and integer weights float64."""
+    if mask is None and weights is None:
+        return None, None
     rows, frequencies = (np.asarray(x) if isinstance(x, Sequence) else x for x in (mask, weights))
     whole = dtype_name(frequencies).startswith(("int", "uint", "bool"))
     if whole and not isinstance(frequencies, np.ma.MaskedArray):
@@ -74,16 +76,21 @@ class Covariance:
         self._core = _core.Covariance(integer("n_features", n_features))
         self._kind = Kind()
         self._input_dtypes: frozenset[str] = frozenset()
+        self._last_dtype: Any = None
 
     @classmethod
     def _wrap(cls, core: _core.Covariance, kind: Kind) -> Covariance:
         self = cls.__new__(cls)
         self._core, self._kind, self._input_dtypes = core, kind, frozenset()
+        self._last_dtype = None
         return self
 
     def _saw(self, batch: Array) -> None:
-        self._kind.see(batch)
-        self._input_dtypes |= {dtype_name(batch)}
+        dtype = getattr(batch, "dtype", None)
+        if dtype is None or dtype is not self._last_dtype:
+            self._kind.see(batch)
+            self._input_dtypes |= {dtype_name(batch)}
+            self._last_dtype = dtype
 
     def __repr__(self) -> str:
         return f"<Covariance of {self.n_features} features, {self.count} samples>"
@@ -288,6 +295,7 @@ class Covariance:
         self._core = _core.Covariance.from_state(*saved["state"])
         self._kind = Kind()
         self._input_dtypes = saved["input_dtypes"]
+        self._last_dtype = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a safetensors file, replacing `path` in one step.

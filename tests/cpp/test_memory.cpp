@@ -31,6 +31,14 @@ void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
   if (size > largest_allocation.load()) return nullptr;
   return std::malloc(size > 0 ? size : 1);
 }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  if (size > largest_allocation.load()) throw std::bad_alloc();
+  if (allocations_left.load() >= 0 && allocations_left.fetch_sub(1) == 0) throw std::bad_alloc();
+  const std::size_t step = std::size_t(alignment);
+  if (void* const memory = std::aligned_alloc(step, (size + step) / step * step)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 

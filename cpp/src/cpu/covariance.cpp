@@ -19,14 +19,14 @@ constexpr std::int64_t small_work = 1 << 25;
 // What reading and writing an element costs, in multiplications.
 constexpr std::int64_t element_work = 32;
 
-// Rows packed at once: enough to hide the traffic of the scatter, in some 8 MB.
+// Rows packed at once: enough to hide the traffic of the scatter, in some 16 MB.
 std::int64_t panel_rows(std::int64_t columns, std::int64_t element) {
-  return std::clamp<std::int64_t>((1 << 23) / (columns * element) / 512 * 512, 512, 8192);
+  return std::clamp<std::int64_t>((1 << 24) / (columns * element) / 512 * 512, 1024, 8192);
 }
 
-// Rows that wait for others, at most: in as much memory as the scatter takes, but not many.
+// Rows that wait for others, at most: in a few times the memory of the scatter, but not many.
 std::int64_t waiting_rows(std::int64_t columns) {
-  return std::clamp<std::int64_t>(std::max(columns * columns, std::int64_t(1) << 13) / columns, 64,
+  return std::clamp<std::int64_t>(2 * std::max<std::int64_t>(columns, (1 << 14) / columns), 64,
                                   512);
 }
 
@@ -93,7 +93,7 @@ double largest_of(const std::byte* data, std::int64_t size) {
   const auto* const x = reinterpret_cast<const Bits*>(data);
   // Magnitudes are in the order of their bits.
   for (std::int64_t i = 0; i < size; ++i)
-    largest = std::max(largest, Bits(x[i] & Bits(Bits(~Bits(0)) >> 1)));
+    largest = std::max(largest, Bits(x[i] & std::numeric_limits<Bits>::max()));
   T value;
   std::memcpy(&value, &largest, sizeof value);
   const double magnitude = double(widen(value));
@@ -103,13 +103,13 @@ double largest_of(const std::byte* data, std::int64_t size) {
 double largest_of(const std::byte* data, DType dtype, std::int64_t size) {
   switch (dtype) {
     case DType::float16:
-      return largest_of<Float16, std::uint16_t>(data, size);
+      return largest_of<Float16, std::int16_t>(data, size);
     case DType::bfloat16:
-      return largest_of<BFloat16, std::uint16_t>(data, size);
+      return largest_of<BFloat16, std::int16_t>(data, size);
     case DType::float32:
-      return largest_of<float, std::uint32_t>(data, size);
+      return largest_of<float, std::int32_t>(data, size);
     default:
-      return largest_of<double, std::uint64_t>(data, size);
+      return largest_of<double, std::int64_t>(data, size);
   }
 }
 
@@ -246,6 +246,7 @@ class Moments::Draft {
           return overflow(sums, source);
       } else if (!is_finite(sums) || leaves_range(sums, weight_packed_)) {
         arithmetic = Arithmetic::wide;
+        moved = false;
         choose_reference(arithmetic, source);
         continue;
       }
@@ -261,10 +262,11 @@ class Moments::Draft {
   // Takes over the sums of the panel packed last; its products are for the caller to add.
   void add(const Panel& panel) {
     if (fresh_) {
+      // Nothing may fail once the scatter is written to.
+      Open next{0, packed_about_, std::vector<double>(packed_about_.size(), 0),
+                std::vector<double>(packed_about_.size(), 0)};
       settle();
-      open_.reference = packed_about_;
-      open_.sum.assign(packed_about_.size(), 0);
-      open_.square.assign(packed_about_.size(), 0);
+      open_ = std::move(next);
     }
     const Sums& sums = panel.sums();
     for (std::size_t j = 0; j < sums.sum.size(); ++j) {
@@ -415,7 +417,10 @@ void Moments::add_waiting(const Context& context) {
   rows.count = waiting_.count;
   rows.weight = waiting_.weight;
   add_now(batches, rows, waiting_.weight, context);
-  waiting_ = {};
+  // The room is kept: as many will wait again.
+  waiting_.weights.clear();
+  waiting_.count = 0;
+  waiting_.weight = 0;
 }
 
 bool Moments::fits_waiting(std::span<const ArrayView> batches, std::int64_t count) const {
@@ -430,13 +435,17 @@ std::optional<Refusal> Moments::let_wait(std::span<const ArrayView> batches, con
   if (waiting_.count == 0) {
     waiting_.rows.resize(batches.size());
     waiting_.dtypes.clear();
-    for (const ArrayView& batch : batches) waiting_.dtypes.push_back(batch.dtype());
+    for (std::size_t s = 0; s < batches.size(); ++s) {
+      const DType dtype = batches[s].dtype();
+      const std::int64_t bytes = waiting_rows(padded()) * sets_[s].n * size_of(dtype);
+      if (waiting_.rows[s].size() < bytes) waiting_.rows[s] = Aligned<std::byte>(bytes);
+      waiting_.dtypes.push_back(dtype);
+    }
   }
   const bool weighted = !rows.weights.empty() || !waiting_.weights.empty();
   if (weighted) waiting_.weights.resize(std::size_t(waiting_.count + rows.count), 1.0);
   for (std::size_t s = 0; s < batches.size(); ++s) {
     const std::size_t row_bytes = std::size_t(sets_[s].n * size_of(batches[s].dtype()));
-    waiting_.rows[s].resize(std::size_t(waiting_.count + rows.count) * row_bytes);
     std::byte* to = waiting_.rows[s].data() + std::size_t(waiting_.count) * row_bytes;
     for (std::int64_t i = 0; i < rows.count; ++i, to += row_bytes)
       copy_row(batches[s], rows[i], to);
@@ -519,19 +528,21 @@ Matrix<double> Moments::scaled_scatter(double divisor, std::span<const double> u
   const std::int64_t rows = sets_.front().n, columns = sets_.back().n;
   Matrix<double> out(rows, columns);
   // Strip by strip, so that both sides of the diagonal are written while a block is in cache.
-  parallel_for(threads_for(element_work * rows * columns, {}), scatter.column_strips(), [&](std::int64_t s) {
-    const std::int64_t end = std::min(columns, strip * (s + 1));
-    for (std::int64_t b = 0; b < scatter.row_strips(s); ++b) {
-      const double* block = scatter.block(b, s);
-      for (std::int64_t i = strip * b; i < std::min(rows, strip * (b + 1)); ++i, block += strip)
-        for (std::int64_t j = strip * s; j < end; ++j) {
-          if (scatter.triangular() && j < i) continue;
-          const double x = block[j - strip * s] / divisor + u[std::size_t(i)] * v[std::size_t(j)];
-          out(i, j) = x;
-          if (scatter.triangular()) out(j, i) = x;
+  parallel_for(
+      threads_for(element_work * rows * columns, {}), scatter.column_strips(), [&](std::int64_t s) {
+        const std::int64_t end = std::min(columns, strip * (s + 1));
+        for (std::int64_t b = 0; b < scatter.row_strips(s); ++b) {
+          const double* block = scatter.block(b, s);
+          for (std::int64_t i = strip * b; i < std::min(rows, strip * (b + 1)); ++i, block += strip)
+            for (std::int64_t j = strip * s; j < end; ++j) {
+              if (scatter.triangular() && j < i) continue;
+              const double x =
+                  block[j - strip * s] / divisor + u[std::size_t(i)] * v[std::size_t(j)];
+              out(i, j) = x;
+              if (scatter.triangular()) out(j, i) = x;
+            }
         }
-    }
-  });
+      });
   return out;
 }
 

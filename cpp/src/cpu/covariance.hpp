@@ -75,8 +75,8 @@ class Moments {
   };
   struct Waiting {
     std::vector<DType> dtypes;
-    std::vector<std::vector<std::byte>> rows;
-    std::vector<double> weights;  // empty: all 1
+    std::vector<Aligned<std::byte>> rows;  // room for all that may wait
+    std::vector<double> weights;           // empty: all 1
     std::int64_t count = 0;
     double weight = 0;
   };

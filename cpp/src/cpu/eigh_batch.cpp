@@ -57,7 +57,7 @@ const LaneSolver<T>& fitting(const LaneSolvers<T>& solvers, std::int64_t n, std:
 namespace {
 
 constexpr int most_lanes = 16;
-// A row takes about 2, and more than 5 in no spectrum that was tried.
+// Far more than a row takes, which is about 2.
 constexpr std::int64_t sweeps = 30;
 
 // Two probes whose weights for one vector have squares that add up to 2: the error of a single

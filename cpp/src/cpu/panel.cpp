@@ -33,8 +33,9 @@ namespace {
 
 // Rows that one block takes while the strips of a group stay in cache; half of it in double.
 constexpr std::int64_t chunk_rows = 512;
-// Few blocks are multiplied in parts of so many rows, each by one thread.
-constexpr std::int64_t part_rows = 1024;
+// Few blocks are multiplied in parts of so many rows, each by one thread; in two where there are
+// fewer than twice as many.
+constexpr std::int64_t part_rows = 1024, fewest_rows = 256;
 constexpr std::int64_t few_blocks = 128;
 // Rows packed by one task.
 constexpr std::int64_t group_rows = 8 * pack_rows;
@@ -159,8 +160,9 @@ thread_local Packed spare_room;
 
 Panel::Panel(const Shape& shape, std::int64_t rows)
     : shape_(shape), packed_(std::move(spare_room)), sums_(0) {
-  if (shape.blocks() < few_blocks && rows >= 2 * part_rows)
-    parts_ = Aligned<double>(ceil_div(rows, part_rows) * size());
+  if (shape.blocks() >= few_blocks || rows < fewest_rows) return;
+  part_rows_ = rows >= 2 * part_rows ? part_rows : ceil_div(rows, 2 * pack_rows) * pack_rows;
+  parts_ = Aligned<double>(ceil_div(rows, part_rows_) * size());
 }
 
 Panel::~Panel() {
@@ -179,7 +181,7 @@ void Panel::pack(const Source& source, Arithmetic arithmetic, std::span<const do
       arithmetic == Arithmetic::single ? static_cast<const void*>(narrow.data()) : reference.data();
   arithmetic_ = arithmetic;
   depth_ = source.count();
-  const std::int64_t task_rows = in_parts() ? part_rows : group_rows;
+  const std::int64_t task_rows = in_parts() ? part_rows_ : group_rows;
   std::vector<Sums> sums(std::size_t(ceil_div(depth_, task_rows)), Sums(0));
   if (!in_parts()) packed_.reset(depth_, shape_.columns, arithmetic);
   parallel_for(threads, std::int64_t(sums.size()), [&](std::int64_t t) {
@@ -197,7 +199,7 @@ void Panel::pack(const Source& source, Arithmetic arithmetic, std::span<const do
 
 void Panel::add_products(Scatter& scatter, int threads) const {
   if (in_parts()) {
-    add_all(scatter.values(), {parts_.data(), std::size_t(ceil_div(depth_, part_rows) * size())},
+    add_all(scatter.values(), {parts_.data(), std::size_t(ceil_div(depth_, part_rows_) * size())},
             threads);
     return;
   }

@@ -150,7 +150,7 @@ class Panel {
                 std::int64_t next, double* products) const;
 
   Shape shape_;
-  std::int64_t depth_ = 0;
+  std::int64_t part_rows_ = 0, depth_ = 0;
   Arithmetic arithmetic_ = Arithmetic::single;
   Packed packed_;
   Sums sums_;
