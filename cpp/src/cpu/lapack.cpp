@@ -41,9 +41,6 @@ void FORTRAN(dpotrf)(const char*, const lapack_int*, double*, const lapack_int*,
                      length);
 void FORTRAN(spotrf)(const char*, const lapack_int*, float*, const lapack_int*, lapack_int*,
                      length);
-void FORTRAN(dsyrk)(const char*, const char*, const lapack_int*, const lapack_int*, const double*,
-                    const double*, const lapack_int*, const double*, double*, const lapack_int*,
-                    length, length);
 void FORTRAN(dsyevd)(const char*, const char*, const lapack_int*, double*, const lapack_int*,
                      double*, double*, const lapack_int*, lapack_int*, const lapack_int*,
                      lapack_int*, length, length);
@@ -273,16 +270,6 @@ void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std:
 void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
                             double* b, std::int64_t ldb) {
   solve_triangular(m, n, l, ldl, b, ldb);
-}
-
-void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
-                std::int64_t ldc) {
-  // Row-major upper is column-major lower; the row-major A (k, n) is column-major A^T (n, k).
-  const char uplo = 'L', trans = 'N';
-  const double one = 1;
-  const lapack_int size = lapack_int(n), inner = lapack_int(k);
-  const lapack_int ld_a = lapack_int(lda), ld_c = lapack_int(ldc);
-  FORTRAN(dsyrk)(&uplo, &trans, &size, &inner, &one, a, &ld_a, &one, c, &ld_c, 1, 1);
 }
 
 template <class T>

@@ -62,10 +62,6 @@ void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std:
 void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
                             double* b, std::int64_t ldb);
 
-/// Upper triangle of C (n, n) += A^T A, A (k, n).
-void syrk_upper(std::int64_t n, std::int64_t k, const double* a, std::int64_t lda, double* c,
-                std::int64_t ldc);
-
 struct Found {
   std::int64_t info;
   /// Eigenpairs found: in tight clusters fewer than asked for, with info 0.
