@@ -4,11 +4,11 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <numbers>
 #include <random>
 #include <vector>
 
+#include "cpu/aligned.hpp"
 #include "cpu/convert.hpp"
 
 namespace descramble_fast::cpu {
@@ -77,16 +77,6 @@ const T* probes() {
   return weights.data();
 }
 
-struct Free {
-  void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(64)); }
-};
-using Workspace = std::unique_ptr<std::byte, Free>;
-
-Workspace workspace(std::int64_t bytes) {
-  return Workspace(
-      static_cast<std::byte*>(::operator new(std::size_t(bytes), std::align_val_t(64))));
-}
-
 template <class T>
 bool contiguous(const ArrayView& a) {
   const auto strides = a.strides();
@@ -117,7 +107,7 @@ void eigh_in_lanes(const EighBatchKernels& kernels, const ArrayView& a, std::int
   const LaneSolvers<T>& solvers = lane_solvers<T>(kernels);
   width = std::min(width, end - begin);
   const LaneSolver<T>& widest = fitting(solvers, n, width);
-  const Workspace work = workspace(widest.workspace(n));
+  Aligned<std::byte> work(widest.workspace(n));
   std::vector<T> copies(contiguous<T>(a) ? 0 : std::size_t(widest.lanes * n * n));
 
   const T* sources[most_lanes];
@@ -139,7 +129,7 @@ void eigh_in_lanes(const EighBatchKernels& kernels, const ArrayView& a, std::int
       values[l] = results.w + item * k;
       vectors[l] = results.v + item * k * n;
     }
-    solver.solve({n, k, count, sources, values, vectors, probes<T>(), sweeps, work.get(), status,
+    solver.solve({n, k, count, sources, values, vectors, probes<T>(), sweeps, work.data(), status,
                   residual, orthogonality_error, exponent});
     for (int l = 0; l < count; ++l) {
       results.residual[begin + l] = std::ldexp(double(residual[l]), exponent[l]);
