@@ -14,6 +14,7 @@
 #include "cpu/convert.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/scan.hpp"
+#include "cuda.hpp"
 
 namespace descramble_fast {
 
@@ -286,13 +287,109 @@ Matrix<double> initial_duals_of(const AssignmentOptions& options, const ArrayVie
     throw InvalidArgument(message("initial_duals: got shape ", shape_text(duals),
                                   " for costs of shape ", shape_text(cost),
                                   ", expected one number for each column"));
-  Matrix<double> out = cpu::widen_rows(duals, context);
+  Matrix<double> out = fetch(duals, context);
   for (std::int64_t i = 0; i < out.rows(); ++i)
     for (std::int64_t j = 0; j < m; ++j) {
       if (!std::isfinite(out(i, j)))
         throw InvalidArgument(message("initial_duals: NaN or infinity at row ", i, ", column ", j));
       if (options.maximize) out(i, j) = -out(i, j);
     }
+  return out;
+}
+
+// Room for the answers, on a device.
+LinearAssignment unsolved(const ArrayView& cost, Device device) {
+  const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
+  std::int64_t batch = 1;
+  for (int i = 0; i + 2 < cost.rank(); ++i) batch *= cost.shape()[std::size_t(i)];
+  LinearAssignment out;
+  out.columns = Matrix<std::int64_t>(batch, n, device);
+  out.row_duals = Matrix<double>(batch, n, device);
+  out.column_duals = Matrix<double>(batch, m, device);
+  for (auto* values : {&out.cost, &out.gap, &out.violation}) values->assign(std::size_t(batch), 0);
+  out.route.device = name(device);
+  out.route.dtype = cost.dtype() == DType::float64 ? "float64" : "float32";
+  return out;
+}
+
+// Answers and costs on the CPU.
+LinearAssignment solve_on_cpu(const ArrayView& cost, const AssignmentOptions& options,
+                              const Context& context) {
+  const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
+  const Matrix<double> initial = initial_duals_of(options, cost, context);
+  LinearAssignment out = unsolved(cost, {});
+  std::ranges::fill(out.columns.values(), -1);
+  std::ranges::fill(out.row_duals.values(), 0.0);
+  std::ranges::fill(out.column_duals.values(), 0.0);
+  out.route.driver =
+      std::string("shortest augmenting paths (") + cpu::name(cpu::simd_level()) + ")";
+  if (out.columns.rows() == 0 || n == 0 || m == 0) return out;
+  if (cost.dtype() == DType::float64)
+    solve_batch<double>(cost, options, initial, out, context);
+  else
+    solve_batch<float>(cost, options, initial, out, context);
+  return out;
+}
+
+// The answers of the CPU, with the matrices where the costs were.
+LinearAssignment solve_away(const ArrayView& cost, const AssignmentOptions& options,
+                            const std::string& why, const Context& context) {
+  LinearAssignment out = solve_on_cpu(cuda::OnHost(cost, context).view(), options, context);
+  out.columns = out.columns.to(cost.device(), context);
+  out.row_duals = out.row_duals.to(cost.device(), context);
+  out.column_duals = out.column_duals.to(cost.device(), context);
+  out.route.fallbacks.push_back(message(name(cost.device()), ": ", why));
+  return out;
+}
+
+// Problem b by itself on the CPU, its answer put among the others.
+void solve_open(const ArrayView& cost, std::int64_t b, bool maximize, LinearAssignment& out,
+                const Context& context) {
+  const cuda::OnHost problem(cost.item(b, 2), context);
+  const LinearAssignment found = solve_on_cpu(problem.view(), {maximize, {}}, context);
+  const auto put = [&]<class T>(const Matrix<T>& from, Matrix<T>& to) {
+    copy_between(cost.device(), to.row(b), {}, from.data(),
+                 from.columns() * std::int64_t(sizeof(T)), context);
+  };
+  put(found.columns, out.columns);
+  put(found.row_duals, out.row_duals);
+  put(found.column_duals, out.column_duals);
+  out.cost[std::size_t(b)] = found.cost.front();
+  out.gap[std::size_t(b)] = found.gap.front();
+  out.violation[std::size_t(b)] = found.violation.front();
+}
+
+LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions& options,
+                                 const Context& context) {
+  const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
+  LinearAssignment out = unsolved(cost, cost.device());
+  const std::int64_t batch = out.columns.rows();
+  if (batch == 0 || n == 0 || m == 0) return solve_away(cost, options, "nothing to solve", context);
+  if (options.initial_duals)
+    return solve_away(cost, options, "solved on the CPU, which alone takes initial duals", context);
+  if (!cuda::backend().assignment_pays(batch, n, m, cost.dtype(), cpu::threads_of(context)))
+    return solve_away(cost, options, "solved on the CPU, as it is faster at this size", context);
+
+  std::vector<cuda::Assigned> status(static_cast<std::size_t>(batch));
+  std::vector<std::int64_t> row(status.size()), column(status.size());
+  cuda::AssignmentOutput output{out.columns.data(), out.row_duals.data(), out.column_duals.data(),
+                                out.cost.data(),    out.gap.data(),       out.violation.data(),
+                                status.data(),      row.data(),           column.data()};
+  const cuda::AssignmentProblem problem{&cost, options.maximize};
+  cuda::Caller(cost.device(), context)(cuda::backend().assign, &problem, &output);
+  std::int64_t open = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const cuda::Assigned found = status[std::size_t(b)];
+    if (found == cuda::Assigned::optimal) continue;
+    if (found != cuda::Assigned::open)  // the CPU finds the same fault, and says where
+      return solve_away(cost, options, "no answer", context);
+    solve_open(cost, b, options.maximize, out, context);
+    ++open;
+  }
+  out.route.driver = "shortest augmenting paths (a warp or a block to each problem)";
+  if (open > 0)
+    out.route.fallbacks.push_back(message(name(cost.device()), ": ", open, " of ", batch,
+                                          " problems may have several optima; solved on the CPU"));
   return out;
 }
 
@@ -307,25 +404,8 @@ LinearAssignment linear_assignment(const ArrayView& cost, const AssignmentOption
   if (std::max(n, m) > std::numeric_limits<std::int32_t>::max() / 2)
     throw InvalidArgument(
         message("cost: got shape ", shape_text(cost), ", expected sides below 2^30"));
-  std::int64_t batch = 1;
-  for (int i = 0; i + 2 < cost.rank(); ++i) batch *= cost.shape()[std::size_t(i)];
-  const Matrix<double> initial = initial_duals_of(options, cost, context);
-
-  LinearAssignment out;
-  out.columns = Matrix<std::int64_t>(batch, n, -1);
-  out.row_duals = Matrix<double>(batch, n, 0);
-  out.column_duals = Matrix<double>(batch, m, 0);
-  for (auto* values : {&out.cost, &out.gap, &out.violation}) values->assign(std::size_t(batch), 0);
-  const bool wide = cost.dtype() == DType::float64;
-  out.route.dtype = wide ? "float64" : "float32";
-  out.route.driver =
-      std::string("shortest augmenting paths (") + cpu::name(cpu::simd_level()) + ")";
-  if (batch == 0 || n == 0 || m == 0) return out;
-  if (wide)
-    solve_batch<double>(cost, options, initial, out, context);
-  else
-    solve_batch<float>(cost, options, initial, out, context);
-  return out;
+  return cost.device().kind == DeviceKind::cpu ? solve_on_cpu(cost, options, context)
+                                               : solve_on_device(cost, options, context);
 }
 
 }  // namespace descramble_fast

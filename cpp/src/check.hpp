@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/convert.hpp"
+#include "cuda.hpp"
 #include "descramble_fast/assignment.hpp"
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/error.hpp"
@@ -14,15 +15,14 @@
 
 namespace descramble_fast {
 
-inline void check_on_cpu(const char* argument, const ArrayView& a) {
-  if (a.device().kind != DeviceKind::cpu)
-    throw BackendError(
-        message(argument, ": lies on cuda:", a.device().index, ", but this build has no CUDA"));
+/// Where the others are.
+inline void check_device(const char* argument, const ArrayView& a, Device device) {
+  if (a.device() != device)
+    throw InvalidArgument(
+        message(argument, ": lies on ", name(a.device()), ", expected ", name(device)));
 }
 
-/// A floating array on the CPU.
 inline void check_floating(const char* argument, const ArrayView& a) {
-  check_on_cpu(argument, a);
   if (a.dtype() == DType::boolean)
     throw TypeError(
         message(argument, ": got dtype bool, expected float16, bfloat16, float32 or float64"));
@@ -34,7 +34,7 @@ inline std::string shape_text(const ArrayView& a) {
   return text + (a.rank() == 1 ? ",)" : ")");
 }
 
-/// Rows of n floating numbers on the CPU, shape (..., n).
+/// Rows of n floating numbers, shape (..., n).
 inline void check_rows(const char* argument, const ArrayView& a, std::int64_t n) {
   check_floating(argument, a);
   if (a.rank() < 1 || a.columns() != n)
@@ -91,10 +91,23 @@ inline void check_finite(const char* argument, const Matrix<double>& a) {
         throw InvalidArgument(message(argument, ": NaN or infinity at row ", i, ", column ", j));
 }
 
+/// A contiguous float64 copy on the CPU, wherever the array lies.
+inline Matrix<double> fetch(const ArrayView& a, const Context& context) {
+  if (a.device().kind == DeviceKind::cpu) return cpu::widen_rows(a, context);
+  return cuda::widened(a, context).to({}, context);
+}
+
+/// Says in the route that an array was brought to the CPU, where alone a function works.
+inline void record_fetch(const char* argument, const ArrayView& a, Route& route) {
+  if (a.device().kind != DeviceKind::cpu)
+    route.fallbacks.push_back(
+        message(name(a.device()), ": ", argument, " copied, as this is computed on the CPU"));
+}
+
 inline Matrix<double> finite_matrix(const char* argument, const ArrayView& a, std::int64_t rows,
                                     std::int64_t columns, const Context& context) {
   check_matrix(argument, a, rows, columns);
-  Matrix<double> out = cpu::widen_rows(a, context);
+  Matrix<double> out = fetch(a, context);
   check_finite(argument, out);
   return out;
 }

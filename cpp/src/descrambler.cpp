@@ -16,15 +16,43 @@
 #include "cpu/linalg.hpp"
 #include "cpu/operators.hpp"
 #include "cpu/parallel.hpp"
+#include "cuda.hpp"
 #include "descramble_fast/eigh.hpp"
 #include "descramble_fast/error.hpp"
 #include "message.hpp"
+#include "modes.hpp"
 #include "weights.hpp"
 
 namespace descramble_fast {
 
+namespace {
+
+// What is read off a moment before it is solved.
+struct Facts {
+  double initial_cost = 0;
+  double lowest_variance = 0;  // negative eigenvalues beyond the k leading ones show here
+};
+
+Facts facts_of(const Operator& op, const Matrix<double>& c, const Context& context) {
+  Facts facts;
+  if (c.device().kind == DeviceKind::cuda) {
+    const ModesDescription description = op.impl().describe();
+    const cuda::Modes modes = description.view();
+    cuda::Caller(c.device(), context)(cuda::backend().roughness, &modes, c.data(),
+                                      &facts.initial_cost, &facts.lowest_variance);
+    facts.lowest_variance = std::min(0.0, facts.lowest_variance);
+    return facts;
+  }
+  facts.initial_cost = op.impl().trace_with(c.data(), cpu::threads_of(context));
+  for (std::int64_t j = 0; j < c.rows(); ++j)
+    facts.lowest_variance = std::min(facts.lowest_variance, c(j, j));
+  return facts;
+}
+
+}  // namespace
+
 double roughness(const Operator& op, const Matrix<double>& c, const Context& context) {
-  return op.impl().trace_with(c.data(), cpu::threads_of(context));
+  return facts_of(op, c, context).initial_cost;
 }
 
 namespace {
@@ -55,18 +83,13 @@ struct Choice {
   std::optional<Matrix<double>> reference;
 };
 
-// What is read off a moment before it is solved.
-struct Facts {
-  double initial_cost = 0;
-  double lowest_variance = 0;  // negative eigenvalues beyond the k leading ones show here
-};
-
-// Problems of one size, solved as one batch; the answers' places.
+// Problems of one size on one device, solved as one batch; the answers' places.
 struct Batch {
   std::vector<const Covariance*> covariances;
   std::vector<const Operator*> ops;
   std::vector<std::size_t> places;
   std::int64_t n = 0;
+  Device device;
   std::int64_t k = 0;
 
   std::int64_t count() const { return std::int64_t(ops.size()); }
@@ -84,16 +107,13 @@ Matrix<double> stacked_moments(const Batch& batch, bool center, std::vector<Fact
                                const Context& context) {
   const std::int64_t n = batch.n, count = batch.count();
   Matrix<double> stack;
-  if (count > 1) stack = Matrix<double>(count * n, n);
-  facts.resize(std::size_t(count));
+  if (count > 1) stack = Matrix<double>(count * n, n, batch.device);
   for (std::int64_t i = 0; i < count; ++i) {
     Matrix<double> c = moment_of(*batch.covariances[std::size_t(i)], center);
-    Facts& found = facts[std::size_t(i)];
-    found.initial_cost = roughness(*batch.ops[std::size_t(i)], c, context);
-    for (std::int64_t j = 0; j < n; ++j)
-      found.lowest_variance = std::min(found.lowest_variance, c(j, j));
+    facts.push_back(facts_of(*batch.ops[std::size_t(i)], c, context));
     if (count > 1)
-      std::copy_n(c.data(), n * n, stack.row(i * n));
+      copy_between(batch.device, stack.row(i * n), batch.device, c.data(),
+                   n * n * std::int64_t(sizeof(double)), context);
     else
       stack = std::move(c);
   }
@@ -102,11 +122,19 @@ Matrix<double> stacked_moments(const Batch& batch, bool center, std::vector<Fact
 
 // The k leading eigenvectors of one item, descending, with canonical signs. Those of a batch of one
 // stay where they are.
-Matrix<double> leading_components(Eigh<double>& pairs, std::int64_t item, std::int64_t k,
-                                  int threads) {
-  const std::int64_t n = pairs.n, known = pairs.eigenvalues.columns();
+Matrix<double> leading_components(Eigh<double>& pairs, std::int64_t batch, std::int64_t item,
+                                  std::int64_t k, const Context& context) {
+  const std::int64_t n = pairs.n, known = pairs.eigenvectors.rows() / batch;
+  const Device device = pairs.eigenvectors.device();
+  if (device.kind == DeviceKind::cuda) {
+    Matrix<double> out(k, n, device);
+    cuda::Caller(device, context)(cuda::backend().leading_rows,
+                                  pairs.eigenvectors.row(item * known), known, k, n, out.data());
+    return out;
+  }
+  int threads = cpu::threads_of(context);
   if (k * n < threaded_work) threads = 1;
-  if (pairs.eigenvalues.rows() > 1 || known > k) {
+  if (batch > 1 || known > k) {
     Matrix<double> out(k, n);
     cpu::parallel_for(threads, k, [&](std::int64_t i) {
       std::copy_n(pairs.eigenvectors.row((item + 1) * known - 1 - i), n, out.row(i));
@@ -126,11 +154,11 @@ Matrix<double> leading_components(Eigh<double>& pairs, std::int64_t item, std::i
 }
 
 // Sets the eigenvalues, the blocks and the costs.
-void set_spectrum(SmoothnessDescrambler& d, const Eigh<double>& pairs, std::int64_t item,
-                  std::int64_t k, std::int64_t samples, const Facts& facts) {
+void set_spectrum(SmoothnessDescrambler& d, const Matrix<double>& values, double residual,
+                  std::int64_t item, std::int64_t k, std::int64_t samples, const Facts& facts) {
   const std::int64_t n = d.size();
-  const double* const ascending = pairs.eigenvalues.row(item);
-  d.eigenvalues.assign(std::reverse_iterator(ascending + pairs.eigenvalues.columns()),
+  const double* const ascending = values.row(item);
+  d.eigenvalues.assign(std::reverse_iterator(ascending + values.columns()),
                        std::reverse_iterator(ascending));
   const double largest = std::max(0.0, d.eigenvalues.front());
   const double lowest = d.eigenvalues.back();
@@ -151,8 +179,7 @@ void set_spectrum(SmoothnessDescrambler& d, const Eigh<double>& pairs, std::int6
   // The eigensolver's residual, the rounding of its input, which grows like a random walk with the
   // number of samples, what was clipped, and the width of a block within which a gauge may rotate.
   const double rounding_of_input = (2 * double(n) + std::sqrt(double(samples))) * epsilon * largest;
-  const double error =
-      pairs.residual[std::size_t(item)] + rounding_of_input + std::max(0.0, -lowest);
+  const double error = residual + rounding_of_input + std::max(0.0, -lowest);
   const auto l = d.op.eigenvalues().first(std::size_t(k));
   d.cost = std::inner_product(l.begin(), l.end(), d.eigenvalues.begin(), 0.0);
   d.cost_error = error * std::accumulate(l.begin(), l.end(), 0.0);
@@ -168,8 +195,14 @@ void choose_gauge(SmoothnessDescrambler& d, const Eigh<double>& pairs, std::int6
   d.gauge = {std::numeric_limits<double>::quiet_NaN(), true, 0};
   d.orthogonality_error = pairs.orthogonality_error[std::size_t(item)];
   if (choice.gauge == Gauge::canonical) return;
+  const Device device = d.device();
+  if (device.kind == DeviceKind::cuda) {
+    d.components = d.components.to({}, context);
+    d.route.fallbacks.push_back(message(name(device), ": the gauge was chosen on the CPU"));
+  }
   cpu::choose_nearest(choice.reference ? &*choice.reference : nullptr, d, context);
   d.orthogonality_error = cpu::orthogonality_error(d.components, cpu::threads_of(context));
+  if (device.kind == DeviceKind::cuda) d.components = d.components.to(device, context);
 }
 
 using Answers = std::vector<std::optional<SmoothnessDescrambler>>;
@@ -180,13 +213,17 @@ void solve(const Batch& batch, bool center, const Choice& choice, Answers& answe
   std::vector<Facts> facts;
   Matrix<double> stack = stacked_moments(batch, center, facts, context);
   const std::optional<std::int64_t> asked = k < n ? std::optional(k + 1) : std::nullopt;
-  Eigh<double> pairs = eigh<double>(ArrayView(stack.data(), {count, n, n}), asked, context);
+  const std::int64_t shape[] = {count, n, n};
+  Eigh<double> pairs =
+      eigh<double>(ArrayView(stack.data(), DType::float64, shape, batch.device), asked, context);
   stack = {};
+  const Matrix<double> values = std::move(pairs.eigenvalues).on_cpu(context);
   for (std::int64_t i = 0; i < count; ++i) {
     const Covariance& covariance = *batch.covariances[std::size_t(i)];
     SmoothnessDescrambler d(*batch.ops[std::size_t(i)]);
-    set_spectrum(d, pairs, i, k, covariance.count(), facts[std::size_t(i)]);
-    d.components = leading_components(pairs, i, k, cpu::threads_of(context));
+    set_spectrum(d, values, pairs.residual[std::size_t(i)], i, k, covariance.count(),
+                 facts[std::size_t(i)]);
+    d.components = leading_components(pairs, count, i, k, context);
     d.route = pairs.route;
     if (center) d.mean = covariance.mean();
     choose_gauge(d, pairs, i, choice, context);
@@ -196,8 +233,9 @@ void solve(const Batch& batch, bool center, const Choice& choice, Answers& answe
 
 // How many problems of one size are solved as one batch. Small ones share the vector registers and
 // fit the cache; large ones gain nothing by company.
-std::int64_t batch_size(std::int64_t n) {
-  constexpr std::int64_t alone = 128, cached = 1 << 15, registers = 8;
+std::int64_t batch_size(std::int64_t n, Device device) {
+  constexpr std::int64_t alone = 128, cached = 1 << 15, registers = 8, on_device = 1 << 26;
+  if (device.kind == DeviceKind::cuda) return std::max<std::int64_t>(1, on_device / (n * n));
   return n > alone ? 1 : std::max<std::int64_t>(1, cached / (n * n * registers)) * registers;
 }
 
@@ -210,7 +248,8 @@ void solve_all(const std::vector<Batch>& batches, bool center, const Choice& cho
   const std::int64_t threads = cpu::threads_of(context);
   const std::int64_t room = std::max<std::int64_t>(1, at_once / (n * n));
   const std::int64_t side_by_side = std::min({threads, count, room});
-  if (side_by_side < std::min(threads, 1 + n / worth_a_thread)) {
+  const bool on_device = batches.front().device.kind == DeviceKind::cuda;
+  if (on_device || side_by_side < std::min(threads, 1 + n / worth_a_thread)) {
     for (const Batch& batch : batches) solve(batch, center, choice, answers, context);
     return;
   }
@@ -218,7 +257,7 @@ void solve_all(const std::vector<Batch>& batches, bool center, const Choice& cho
   const auto one = [&](std::int64_t i) {
     const bool polls = std::this_thread::get_id() == caller;
     solve(batches[std::size_t(i)], center, choice, answers,
-          {1, polls ? context.poll : std::function<void()>()});
+          {1, polls ? context.poll : std::function<void()>(), context.stream});
   };
   cpu::parallel_for(int(side_by_side), count, one, context.poll);
 }
@@ -273,10 +312,33 @@ void add_to_rows(double sign, std::span<const double> vector, Matrix<double>& ro
   });
 }
 
+bool on_device(const Descrambler& d) { return d.device().kind == DeviceKind::cuda; }
+
+const double* mean_of(const Descrambler& d) { return d.mean.empty() ? nullptr : d.mean.data(); }
+
+ArrayView transposed_view(const ArrayView& a) {
+  const std::int64_t shape[] = {a.shape()[1], a.shape()[0]};
+  const std::int64_t strides[] = {a.strides()[1], a.strides()[0]};
+  return ArrayView(a.data(), a.dtype(), shape, strides, a.device());
+}
+
+Matrix<double> transposed_on_device(const Matrix<double>& a, const Context& context) {
+  return cuda::widened(transposed_view(a.view()), context);
+}
+
+Matrix<double> rotated_by(const cuda::Rotated& p, const ArrayView& rows, const double* mean,
+                          bool back, const Context& context) {
+  Matrix<double> out(rows.rows(), rows.columns(), rows.device());
+  cuda::Caller(rows.device(), context)(cuda::backend().rotate, &p, &rows, mean, back, out.data());
+  return out;
+}
+
 }  // namespace
 
 Matrix<double> Descrambler::transform(const ArrayView& samples, const Context& context) const {
   check_rows("samples", samples, size());
+  check_device("samples", samples, device());
+  if (on_device(*this)) return rotated(samples, mean_of(*this), false, context);
   Matrix<double> rows = cpu::widen_rows(samples, context);
   if (!mean.empty()) add_to_rows(-1, mean, rows, context);
   return forward(std::move(rows), context);
@@ -285,6 +347,8 @@ Matrix<double> Descrambler::transform(const ArrayView& samples, const Context& c
 Matrix<double> Descrambler::inverse_transform(const ArrayView& samples,
                                               const Context& context) const {
   check_rows("samples", samples, size());
+  check_device("samples", samples, device());
+  if (on_device(*this)) return rotated(samples, mean_of(*this), true, context);
   Matrix<double> rows = backward(cpu::widen_rows(samples, context), context);
   if (!mean.empty()) add_to_rows(1, mean, rows, context);
   return rows;
@@ -293,6 +357,9 @@ Matrix<double> Descrambler::inverse_transform(const ArrayView& samples,
 Matrix<double> Descrambler::transform_weight(const ArrayView& weight,
                                              const Context& context) const {
   check_matrix("W", weight, size(), -1);
+  check_device("W", weight, device());
+  if (on_device(*this))
+    return transposed_on_device(rotated(transposed_view(weight), nullptr, false, context), context);
   const int threads = cpu::threads_of(context);
   return cpu::transposed(
       forward(cpu::transposed(cpu::widen_rows(weight, context), threads), context), threads);
@@ -300,12 +367,16 @@ Matrix<double> Descrambler::transform_weight(const ArrayView& weight,
 
 Matrix<double> Descrambler::transform_bias(const ArrayView& bias, const Context& context) const {
   check_vector("bias", bias, size());
+  check_device("bias", bias, device());
+  if (on_device(*this)) return rotated(bias, nullptr, false, context);
   return forward(cpu::widen_rows(bias, context), context);
 }
 
 Matrix<double> Descrambler::transform_next_weight(const ArrayView& weight,
                                                   const Context& context) const {
   check_matrix("W_next", weight, -1, size());
+  check_device("W_next", weight, device());
+  if (on_device(*this)) return rotated(weight, nullptr, false, context);
   return forward(cpu::widen_rows(weight, context), context);
 }
 
@@ -361,13 +432,63 @@ Matrix<double> SmoothnessDescrambler::backward(Matrix<double> rows, const Contex
   return cpu::times(rows, components, cpu::threads_of(context));
 }
 
+namespace {
+
+// What the CUDA library is told of a descrambler; lives as long as it.
+class OnDevice {
+ public:
+  explicit OnDevice(const SmoothnessDescrambler& d) : modes_(d.op.impl().describe()) {
+    for (const auto& [block, matrix] : d.rotations)
+      rotations_.push_back({block.begin, block.end, matrix.data()});
+    rotated_ = {modes_.view(), d.components.rows(), d.components.data(), rotations_.data(),
+                std::int64_t(rotations_.size())};
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  const cuda::Rotated& rotated() const { return rotated_; }
+
+ private:
+  ModesDescription modes_;
+  std::vector<cuda::BlockRotation> rotations_;
+  cuda::Rotated rotated_;
+};
+
+}  // namespace
+
+Matrix<double> SmoothnessDescrambler::rotated(const ArrayView& rows, const double* mean, bool back,
+                                              const Context& context) const {
+  return rotated_by(OnDevice(*this).rotated(), rows, mean, back, context);
+}
+
+Matrix<double> MatrixDescrambler::rotated(const ArrayView& rows, const double* mean, bool back,
+                                          const Context& context) const {
+  const cuda::Rotated p{{.n = size()}, size(), p_.data(), nullptr, 0};
+  return rotated_by(p, rows, mean, back, context);
+}
+
 Matrix<double> SmoothnessDescrambler::matrix() const {
+  if (on_device(*this)) {
+    // The identity, as a view of one 1 between zeros.
+    const std::int64_t n = size(), shape[] = {n, n}, strides[] = {-1, 1};
+    Matrix<double> line(1, 2 * n - 1, 0);
+    line(0, n - 1) = 1;
+    const Matrix<double> there = line.to(device(), {});
+    return rotated(ArrayView(there.data() + n - 1, DType::float64, shape, strides, device()),
+                   nullptr, true, {});
+  }
   const int threads = num_threads();
   return cpu::transposed(synthesized(*this, cpu::transposed(components, threads), {}), threads);
 }
 
 Matrix<double> SmoothnessDescrambler::modes() const {
   const std::int64_t n = size(), k = components.rows();
+  if (on_device(*this)) {
+    Matrix<double> out(k, n, device());
+    const OnDevice p(*this);
+    cuda::Caller(device(), {})(cuda::backend().rotated_modes, &p.rotated(), out.data());
+    return out;
+  }
   const Matrix<double> closed = op.modes();
   Matrix<double> out(k, n);
   std::copy_n(closed.data(), k * n, out.data());
@@ -402,10 +523,13 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
   if (ops.size() != covariances.size())
     throw InvalidArgument(message("operator: got ", ops.size(), ", expected ", covariances.size(),
                                   ", one per covariance"));
-  std::map<std::int64_t, std::vector<std::size_t>> by_size;
+  // By size and device (-1: the CPU).
+  std::map<std::pair<std::int64_t, int>, std::vector<std::size_t>> groups;
   for (std::size_t i = 0; i < covariances.size(); ++i) {
     check_problem(*covariances[i], ops[i], options);
-    by_size[covariances[i]->size()].push_back(i);
+    const Device device = covariances[i]->device();
+    groups[{covariances[i]->size(), device.kind == DeviceKind::cpu ? -1 : device.index}].push_back(
+        i);
   }
   if (options.reference.has_value() != (options.gauge == Gauge::reference))
     throw InvalidArgument("gauge: a reference matrix goes with Gauge::reference, and only with it");
@@ -413,19 +537,22 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
   if (options.reference) {
     const std::int64_t n = options.reference->columns();
     choice.reference = finite_matrix("gauge", *options.reference, n, n, context);
-    for (const auto& [size, members] : by_size)
-      if (size != n)
+    for (const auto& [group, members] : groups)
+      if (const std::int64_t size = group.first; size != n)
         throw InvalidArgument(message("gauge: got a reference of shape (", n, ", ", n,
                                       "), expected (", size, ", ", size, ")"));
   }
-  for (const auto& [n, members] : by_size) check_memory(n, options.k);
+  for (const auto& [group, members] : groups)
+    if (group.second < 0) check_memory(group.first, options.k);
 
   Answers answers(covariances.size());
-  for (const auto& [n, members] : by_size) {
+  for (const auto& [group, members] : groups) {
+    const std::int64_t n = group.first;
+    const Device device = covariances[members.front()]->device();
     std::vector<Batch> batches;
     for (const std::size_t member : members) {
-      if (batches.empty() || batches.back().count() == batch_size(n))
-        batches.push_back({{}, {}, {}, n, options.k.value_or(n)});
+      if (batches.empty() || batches.back().count() == batch_size(n, device))
+        batches.push_back({{}, {}, {}, n, device, options.k.value_or(n)});
       batches.back().covariances.push_back(covariances[member]);
       batches.back().ops.push_back(&ops[member]);
       batches.back().places.push_back(member);
@@ -462,27 +589,37 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
     Matrix<double> out(1, length, 0);
     if (!a) return out;
     check_vector(argument, *a, length);
-    cpu::widen_row(*a, 0, out.data());
+    check_device(argument, *a, weight.device());
+    out = fetch(*a, context);
     check_finite(argument, out);
     return out;
   };
   const Matrix<double> b = vector("bias", bias, n);
   const Matrix<double> mu = vector("input_mean", input_mean, m);
-  Matrix<double> c;
+  Matrix<double> s;
   if (input_second_moment) {
-    const Matrix<double> s =
-        finite_matrix("input_second_moment", *input_second_moment, m, m, context);
+    check_device("input_second_moment", *input_second_moment, weight.device());
+    s = finite_matrix("input_second_moment", *input_second_moment, m, m, context);
     check_symmetric_moment("input_second_moment", s);
-    c = cpu::times_transposed(cpu::times(w, s, threads), w, threads);
-  } else {
-    c = cpu::times_transposed(w, w, threads);
   }
   Matrix<double> mean = cpu::times_transposed(mu, w, threads);
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = 0; j < n; ++j)
-      c(i, j) += mean(0, i) * b(0, j) + b(0, i) * mean(0, j) + b(0, i) * b(0, j);
+  Matrix<double> c;
+  if (weight.device().kind == DeviceKind::cuda) {
+    const auto pointer = [](const std::optional<ArrayView>& a) { return a ? &*a : nullptr; };
+    c = Matrix<double>(n, n, weight.device());
+    cuda::Caller(weight.device(), context)(cuda::backend().preactivation_moment, &weight,
+                                           pointer(bias), pointer(input_second_moment),
+                                           pointer(input_mean), c.data());
+    c = std::move(c).on_cpu(context);
+  } else {
+    c = cpu::times_transposed(input_second_moment ? cpu::times(w, s, threads) : w.copy(), w,
+                              threads);
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j < n; ++j)
+        c(i, j) += mean(0, i) * b(0, j) + b(0, i) * mean(0, j) + b(0, i) * b(0, j);
+  }
   for (std::int64_t i = 0; i < n; ++i) mean(0, i) += b(0, i);
-  return Covariance::from_moments(c.view(), ArrayView(mean.data(), {n}), 1);
+  return Covariance::from_moments(c.view(), ArrayView(mean.data(), {n}), 1, {weight.device()});
 }
 
 void check_not_empty(const Matrix<double>& w) {
@@ -551,6 +688,12 @@ void record_svd(bool fell_back, Route& route) {
   if (fell_back) route.fallbacks.push_back("dgesdd: did not converge");
 }
 
+// What was found on the CPU, put where the weight lies.
+void bring_back(const ArrayView& weight, MatrixDescrambler& d, const Context& context) {
+  record_fetch("W", weight, d.route);
+  if (weight.device().kind == DeviceKind::cuda) d.move_to(weight.device(), context);
+}
+
 }  // namespace
 
 MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& context) {
@@ -567,6 +710,7 @@ MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& conte
   out.stationarity = skewness(wt, p, threads);
   out.orthogonality_error = cpu::orthogonality_error(p, threads);
   record_svd(polar.fell_back, out.route);
+  bring_back(weight, out, context);
   return out;
 }
 
@@ -609,6 +753,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   out.iterations = iterations;
   out.orthogonality_error = cpu::orthogonality_error(out.matrix(), threads);
   record_svd(fell_back, out.route);
+  bring_back(weight, out, context);
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <type_traits>
@@ -16,6 +17,7 @@
 #include "cpu/leading.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/tridiagonal.hpp"
+#include "cuda.hpp"
 #include "ladder.hpp"
 
 namespace descramble_fast {
@@ -258,6 +260,42 @@ void solve_in_lanes(const ArrayView& a, const Context& context, Eigh<T>& out) {
   }
 }
 
+// On the device of `a`; what none of its drivers solves, on the CPU.
+template <class T>
+void solve_on_device(const ArrayView& a, const Context& context, Eigh<T>& out) {
+  const std::int64_t batch = out.eigenvalues.rows(), kept = out.eigenvalues.columns();
+  const auto solved = std::make_unique<bool[]>(std::size_t(batch));
+  cuda::EighOutput output{out.eigenvalues.data(), out.eigenvectors.data(),
+                          out.residual.data(),    out.orthogonality_error.data(),
+                          solved.get(),           {}};
+  struct Remarks {
+    const ArrayView& a;
+    std::vector<std::string>& fallbacks;
+  } remarks{a, out.route.fallbacks};
+  const cuda::Notes notes{&remarks, [](void* to, std::int64_t item, const char* text) {
+                            auto& [a, fallbacks] = *static_cast<Remarks*>(to);
+                            fallbacks.push_back(message(text, item < 0 ? "" : batch_text(a, item)));
+                          }};
+  out.route.device = name(a.device());
+  cuda::Caller(a.device(), context)(cuda::backend().eigh, &a, dtype_of<T>, kept, &output, &notes);
+  out.route.driver = output.driver;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    if (solved[std::size_t(b)]) continue;
+    const cuda::OnHost matrix(a.item(b, 2), context);
+    const Eigh<T> found = eigh<T>(matrix.view(), kept, {context.threads, context.poll});
+    const auto put = [&](const Matrix<T>& from, T* to) {
+      copy_between(a.device(), to, {}, from.data(), from.rows() * from.columns() * sizeof(T),
+                   context);
+    };
+    put(found.eigenvalues, out.eigenvalues.data() + b * kept);
+    put(found.eigenvectors, out.eigenvectors.data() + b * kept * out.n);
+    out.residual[std::size_t(b)] = found.residual.front();
+    out.orthogonality_error[std::size_t(b)] = found.orthogonality_error.front();
+    out.route.fallbacks.push_back(message(name(a.device()), ": every driver failed; solved on the ",
+                                          "CPU by ", found.route.driver, batch_text(a, b)));
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -276,12 +314,16 @@ Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k, const Context& c
 
   Eigh<T> out;
   out.n = n;
-  out.eigenvalues = Matrix<T>(batch, kept);
-  out.eigenvectors = Matrix<T>(batch * kept, n);
+  out.eigenvalues = Matrix<T>(batch, kept, a.device());
+  out.eigenvectors = Matrix<T>(batch * kept, n, a.device());
   out.residual.assign(std::size_t(batch), 0);
   out.orthogonality_error.assign(std::size_t(batch), 0);
   out.route.dtype = name(dtype_of<T>);
   if (batch == 0 || n == 0) return out;
+  if (a.device().kind == DeviceKind::cuda) {
+    solve_on_device(a, context, out);
+    return out;
+  }
 
   if (cpu::solved_in_lanes<T>(n, kept, batch)) {
     solve_in_lanes(a, context, out);

@@ -130,10 +130,11 @@ Operator Operator::from_matrix(const ArrayView& matrix, const Context& context) 
     throw InvalidArgument(
         message("matrix: got shape ", shape_text(matrix), ", expected (n, n) with n at least 1"));
   const double eps = spacing(matrix.dtype());
-  check_symmetric(cpu::widen_rows(matrix, context), std::max(1e-12, 8 * eps));
+  check_symmetric(fetch(matrix, context), std::max(1e-12, 8 * eps));
 
   Eigh<double> pairs = eigh<double>(matrix, {}, context);
-  std::vector<double> l(pairs.eigenvalues.values().begin(), pairs.eigenvalues.values().end());
+  const Matrix<double> values = pairs.eigenvalues.to({}, context);
+  std::vector<double> l(values.values().begin(), values.values().end());
   const double largest = std::max(std::abs(l.front()), std::abs(l.back()));
   const double rounding = double(n) * eps * largest;
   if (l.front() < -10 * rounding)
@@ -142,7 +143,7 @@ Operator Operator::from_matrix(const ArrayView& matrix, const Context& context) 
   for (double& x : l)
     if (x < rounding) x = 0;
   return Operator(cpu::make_dense(message("matrix(n=", n, ")"), std::move(l),
-                                  std::move(pairs.eigenvectors), 10 * rounding));
+                                  std::move(pairs.eigenvectors).on_cpu(context), 10 * rounding));
 }
 
 std::int64_t Operator::size() const { return impl_->size(); }
@@ -175,6 +176,43 @@ void Operator::analyze(std::span<double> rows, const Context& context) const {
 void Operator::synthesize(std::span<double> rows, const Context& context) const {
   check_rows_of(*this, rows, context);
   cpu::synthesize(*impl_, rows, context);
+}
+
+namespace {
+
+// A copy of the rows, mapped by a transform of the CPU or by an entry of the CUDA library.
+template <class Entry>
+Matrix<double> mapped(const Operator& op, const ArrayView& x, const Context& context,
+                      void (Operator::*on_cpu)(std::span<double>, const Context&) const,
+                      Entry cuda::Backend::*entry) {
+  check_floating("x", x);
+  if (x.rank() < 1 || x.columns() != op.size())
+    throw InvalidArgument(
+        message("x: its last axis has ", x.columns(), " places, the operator acts on ", op.size()));
+  if (x.device().kind == DeviceKind::cpu) {
+    Matrix<double> out = cpu::widen_rows(x, context);
+    (op.*on_cpu)(out.values(), context);
+    return out;
+  }
+  Matrix<double> out(x.rows(), x.columns(), x.device());
+  const ModesDescription description = op.impl().describe();
+  const cuda::Modes modes = description.view();
+  cuda::Caller(x.device(), context)(cuda::backend().*entry, &modes, &x, out.data());
+  return out;
+}
+
+}  // namespace
+
+Matrix<double> Operator::applied(const ArrayView& x, const Context& context) const {
+  return mapped(*this, x, context, &Operator::apply, &cuda::Backend::apply);
+}
+
+Matrix<double> Operator::analyzed(const ArrayView& x, const Context& context) const {
+  return mapped(*this, x, context, &Operator::analyze, &cuda::Backend::analyze);
+}
+
+Matrix<double> Operator::synthesized(const ArrayView& x, const Context& context) const {
+  return mapped(*this, x, context, &Operator::synthesize, &cuda::Backend::synthesize);
 }
 
 }  // namespace descramble_fast

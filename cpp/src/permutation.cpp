@@ -55,9 +55,9 @@ Permutation assigned_signed(const Matrix<double>& gain, const Context& context) 
 
 // tr(L P C P^T) does not change with a common shift of all neurons where L 1 = 0. Taken about the
 // mean of the means, moments keep their digits next to a large common mean.
-Matrix<double> shifted_moment(const Covariance& covariance) {
-  if (!covariance.has_mean()) return covariance.second_moment();
-  Matrix<double> c = covariance.covariance();
+Matrix<double> shifted_moment(const Covariance& covariance, const Context& context) {
+  if (!covariance.has_mean()) return covariance.second_moment().on_cpu(context);
+  Matrix<double> c = covariance.covariance().on_cpu(context);
   const std::vector<double> mean = covariance.mean();
   const double centre = std::accumulate(mean.begin(), mean.end(), 0.0) / double(mean.size());
   for (std::int64_t i = 0; i < c.rows(); ++i)
@@ -80,9 +80,10 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
                                    const SearchOptions& search, const Context& context) {
   check_search(search);
   // Also checks the operator's size and the moments.
-  const SmoothnessDescrambler unrestricted = descramble(covariance, op, {}, context);
-  const Matrix<double> c =
-      ignores_shift(op, context) ? shifted_moment(covariance) : covariance.second_moment();
+  SmoothnessDescrambler unrestricted = descramble(covariance, op, {}, context);
+  unrestricted.components = std::move(unrestricted.components).on_cpu(context);
+  const Matrix<double> c = ignores_shift(op, context) ? shifted_moment(covariance, context)
+                                                      : covariance.second_moment().on_cpu(context);
   cpu::OrderSolution found = cpu::smooth_order(unrestricted, c, search, context);
 
   SmoothOrder out;
@@ -110,6 +111,10 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
   out.steps = found.steps;
   out.stopped = found.stopped;
   out.route.driver = std::move(found.driver);
+  if (covariance.device().kind != DeviceKind::cpu)
+    out.route.fallbacks.push_back(message(name(covariance.device()),
+                                          ": the moments were copied, as orders are searched on "
+                                          "the CPU"));
   return out;
 }
 
@@ -117,6 +122,7 @@ Permutation permute_trace(const ArrayView& weight, const Context& context) {
   const auto [w, exponent] = square_part(weight, context);
   Permutation out = assigned(cpu::transposed(w), context);
   rescale(out, exponent);
+  record_fetch("W", weight, out.route);
   return out;
 }
 
@@ -126,22 +132,27 @@ Permutation permute_diagonal(const ArrayView& weight, const Context& context) {
   for (double& x : squares.values()) x *= x;
   Permutation out = assigned(squares, context);
   rescale(out, 2 * exponent);
+  record_fetch("W", weight, out.route);
   return out;
 }
 
 Permutation nearest_permutation(const ArrayView& p, bool is_signed, const Context& context) {
   const Matrix<double> matrix = finite_matrix("P", p, -1, p.rank() == 2 ? p.rows() : -1, context);
-  return is_signed ? assigned_signed(matrix, context) : assigned(matrix, context);
+  Permutation out = is_signed ? assigned_signed(matrix, context) : assigned(matrix, context);
+  record_fetch("P", p, out.route);
+  return out;
 }
 
 Permutation match_neurons(const ArrayView& similarity, bool is_signed, const Context& context) {
   const Matrix<double> matrix = finite_matrix("similarity", similarity, -1, -1, context);
-  return is_signed ? assigned_signed(matrix, context) : assigned(matrix, context);
+  Permutation out = is_signed ? assigned_signed(matrix, context) : assigned(matrix, context);
+  record_fetch("similarity", similarity, out.route);
+  return out;
 }
 
 ModeMatch match_modes(const SmoothnessDescrambler& d, const Context& context) {
   const std::int64_t k = d.components.rows(), n = d.size();
-  Matrix<double> energy = d.components.copy();
+  Matrix<double> energy = d.components.to({}, context);
   d.op.analyze(energy.values(), context);
   for (double& x : energy.values()) x *= x;
   for (const Block& block : d.op.blocks())
@@ -156,6 +167,7 @@ ModeMatch match_modes(const SmoothnessDescrambler& d, const Context& context) {
     out.correlation.push_back(std::sqrt(std::min(1.0, energy(i, out.modes[std::size_t(i)]))));
   out.score = k > 0 && n > 0 ? found.cost / double(k) : 0;
   out.route = found.route;
+  record_fetch("components", d.components.view(), out.route);
   return out;
 }
 
@@ -169,7 +181,7 @@ Matrix<double> outputs(const Layer& layer, const Matrix<double>& inputs, const C
   std::vector<double> bias(std::size_t(w.rows()), 0);
   if (layer.bias) {
     check_vector("bias", *layer.bias, w.rows());
-    cpu::widen_row(*layer.bias, 0, bias.data());
+    std::ranges::copy(fetch(*layer.bias, context).values(), bias.begin());
   }
   for (std::int64_t i = 0; i < hidden.rows(); ++i)
     for (std::int64_t j = 0; j < hidden.columns(); ++j)

@@ -29,7 +29,7 @@ Scaled square_matrix(const char* argument, const ArrayView& a, std::int64_t n,
   check_matrix(argument, a, n, n);
   if (a.rows() != a.columns())
     throw InvalidArgument(message(argument, ": got shape ", shape_text(a), ", expected (n, n)"));
-  Scaled out{cpu::widen_rows(a, context)};
+  Scaled out{fetch(a, context)};
   double largest = 0;
   for (std::int64_t i = 0; i < a.rows(); ++i)
     for (std::int64_t j = 0; j < a.rows(); ++j) {
@@ -198,6 +198,8 @@ QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
   out.steps = solution.steps;
   out.stopped = solution.stopped;
   out.route.driver = solution.driver;
+  record_fetch("A", a, out.route);
+  record_fetch("B", b, out.route);
   if (!std::isfinite(out.cost) || !std::isfinite(out.initial_cost))
     throw InvalidArgument("A: the cost overflows float64");
   return out;

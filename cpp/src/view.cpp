@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "check.hpp"
-#include "cpu/convert.hpp"
 #include "descramble_fast/error.hpp"
 #include "message.hpp"
 
@@ -24,6 +23,10 @@ const char* name(DType dtype) {
       return "float64";
   }
   return "unknown";
+}
+
+std::string name(Device device) {
+  return device.kind == DeviceKind::cpu ? "cpu" : message("cuda:", device.index);
 }
 
 std::int64_t size_of(DType dtype) {
@@ -107,7 +110,7 @@ ArrayView ArrayView::item(std::int64_t index, int keep) const {
 
 Matrix<double> to_float64(const ArrayView& a) {
   check_floating("array", a);
-  return cpu::widen_rows(a, {});
+  return fetch(a, {});
 }
 
 }  // namespace descramble_fast

@@ -1,6 +1,8 @@
 #include "array.hpp"
 
-#include <cstring>
+#include <pybind11/stl.h>
+
+#include <cstdint>
 #include <sstream>
 #include <string>
 
@@ -75,29 +77,61 @@ DType dlpack_dtype(const dlpack::DataType& type, const char* argument, const cha
                        " bits, expected ", expected));
 }
 
-[[noreturn]] void refuse_device(const char* argument, const std::string& where) {
-  throw BackendError(text(argument, ": lies on ", where,
-                          ", but this build has no CUDA backend; move it to the CPU first"));
+[[noreturn]] void refuse_device(const char* argument, const std::string& where,
+                                const std::string& why) {
+  throw BackendError(text(argument, ": lies on ", where, ", but ", why));
 }
 
-py::object dlpack_capsule(const py::object& object, const char* argument) {
+Device cuda_device(int index, const char* argument) {
+  if (!cuda_available())
+    refuse_device(argument, text("cuda:", index),
+                  cuda_config() + "; move the array to the CPU first");
+  return {DeviceKind::cuda, index};
+}
+
+// The stream that an array's library works on now; the default stream where that is unknown.
+void* stream_of(const py::object& object, int device) {
+  const std::string module = py::str(py::type::of(object).attr("__module__"));
+  const std::string library = module.substr(0, module.find('.'));
+  if (library != "torch" && library != "cupy") return nullptr;
+  const py::object cuda = py::module_::import(library.c_str()).attr("cuda");
+  const py::object handle = library == "torch"
+                                ? cuda.attr("current_stream")(device).attr("cuda_stream")
+                                : cuda.attr("get_current_stream")(device).attr("ptr");
+  return reinterpret_cast<void*>(handle.cast<std::uintptr_t>());
+}
+
+// As DLPack and the array interface number it: 0 is ambiguous, 1 the legacy default stream.
+std::uintptr_t stream_number(void* stream) {
+  return stream == nullptr ? 1 : reinterpret_cast<std::uintptr_t>(stream);
+}
+
+py::object dlpack_capsule(const py::object& object, const char* argument, const py::dict& options) {
   try {
-    return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+    return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0), **options);
   } catch (py::error_already_set& error) {
     if (error.matches(PyExc_BufferError))
       throw TypeError(text(argument, ": its memory cannot be viewed: ", error.what()));
     if (!error.matches(PyExc_TypeError)) throw;
-    return object.attr("__dlpack__")();  // a producer older than DLPack 1.0
+    return object.attr("__dlpack__")(**options);  // a producer older than DLPack 1.0
   }
 }
 
-Array from_dlpack(py::object object, const char* argument, const char* expected) {
+Array from_dlpack(py::object object, const char* argument, const char* expected,
+                  const Array* first) {
   const auto [type, index] =
       object.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
-  if (type == dlpack::kCuda || type == dlpack::kCudaManaged)
-    refuse_device(argument, text("cuda:", index));
-  if (type != dlpack::kCpu && type != dlpack::kCudaHost)
-    refuse_device(argument, text("a device of DLPack type ", type));
+  Device device;
+  void* stream = nullptr;
+  py::dict options;
+  if (type == dlpack::kCuda || type == dlpack::kCudaManaged) {
+    device = cuda_device(index, argument);
+    stream = first != nullptr ? first->stream : stream_of(object, index);
+    options["stream"] = stream_number(stream);
+  } else if (type != dlpack::kCpu && type != dlpack::kCudaHost) {
+    refuse_device(argument, text("a device of DLPack type ", type),
+                  "only the CPU and CUDA are known here; move the array to the CPU first");
+  }
   // torch exports only tensors without history; reading needs none.
   if (py::hasattr(object, "requires_grad") && object.attr("requires_grad").cast<bool>())
     object = object.attr("detach")();
@@ -105,7 +139,7 @@ Array from_dlpack(py::object object, const char* argument, const char* expected)
   if (py::hasattr(object, "resolve_neg")) object = object.attr("resolve_neg")();
 
   // The capsule is left unconsumed: while it lives the memory does, and its destructor frees it.
-  py::object capsule = dlpack_capsule(object, argument);
+  py::object capsule = dlpack_capsule(object, argument, options);
   const dlpack::Tensor* tensor = nullptr;
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(
@@ -124,19 +158,68 @@ Array from_dlpack(py::object object, const char* argument, const char* expected)
   const DType dtype = dlpack_dtype(tensor->dtype, argument, expected);
   const std::span<const std::int64_t> shape(tensor->shape, std::size_t(tensor->ndim));
   const void* const data = static_cast<const std::byte*>(tensor->data) + tensor->byte_offset;
-  if (tensor->strides == nullptr) return {ArrayView(data, dtype, shape), std::move(capsule)};
+  if (tensor->strides == nullptr)
+    return {ArrayView(data, dtype, shape, device), std::move(capsule), stream};
   const std::span<const std::int64_t> strides(tensor->strides, std::size_t(tensor->ndim));
-  return {ArrayView(data, dtype, shape, strides), std::move(capsule)};
+  return {ArrayView(data, dtype, shape, strides, device), std::move(capsule), stream};
+}
+
+DType interface_dtype(const std::string& typestr, const char* argument, const char* expected) {
+  if (typestr == "|b1") return DType::boolean;
+  if (typestr == "<f2") return DType::float16;
+  if (typestr == "<f4") return DType::float32;
+  if (typestr == "<f8") return DType::float64;
+  throw TypeError(text(argument, ": got element type ", typestr, ", expected ", expected));
+}
+
+Array from_cuda_interface(const py::object& object, const char* argument, const char* expected,
+                          const Array* first) {
+  const auto interface = object.attr("__cuda_array_interface__").cast<py::dict>();
+  if (!cuda_available())
+    refuse_device(argument, "a CUDA device", cuda_config() + "; move the array to the CPU first");
+  const DType dtype = interface_dtype(interface["typestr"].cast<std::string>(), argument, expected);
+  const auto shape = interface["shape"].cast<std::vector<std::int64_t>>();
+  const auto data =
+      reinterpret_cast<const void*>(interface["data"].cast<py::tuple>()[0].cast<std::uintptr_t>());
+  // (An empty array may have no address.)
+  const Device device = data == nullptr ? Device{DeviceKind::cuda, 0} : device_of(data);
+  if (device.kind != DeviceKind::cuda)
+    throw InvalidArgument(
+        text(argument, ": its __cuda_array_interface__ points at no CUDA memory"));
+  if (interface.contains("mask") && !interface["mask"].is_none())
+    throw TypeError(text(argument, ": got a masked array; pass its data, and its mask as mask="));
+
+  void* stream = first != nullptr ? first->stream : stream_of(object, device.index);
+  if (interface.contains("stream") && !interface["stream"].is_none()) {
+    const auto number = interface["stream"].cast<std::uintptr_t>();
+    void* const producer = number == 1 ? nullptr : reinterpret_cast<void*>(number);
+    if (first == nullptr)
+      stream = producer;
+    else if (producer != stream)
+      wait_for(device, producer, {.stream = stream});
+  }
+  if (!interface.contains("strides") || interface["strides"].is_none())
+    return {ArrayView(data, dtype, shape, device), object, stream};
+  auto strides = interface["strides"].cast<std::vector<std::int64_t>>();
+  for (std::int64_t& stride : strides) {
+    if (stride % size_of(dtype) != 0)
+      throw InvalidArgument(text(argument, ": stride of ", stride, " bytes is no multiple of its ",
+                                 size_of(dtype), "-byte elements"));
+    stride /= size_of(dtype);
+  }
+  return {ArrayView(data, dtype, shape, strides, device), object, stream};
 }
 
 }  // namespace
 
-Array view_of(const py::object& object, const char* argument, const char* expected) {
+Array view_of(const py::object& object, const char* argument, const char* expected,
+              const Array* first) {
   if (py::isinstance<py::array>(object))
     return from_numpy(py::reinterpret_borrow<py::array>(object), argument, expected);
   if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__"))
-    return from_dlpack(object, argument, expected);
-  if (py::hasattr(object, "__cuda_array_interface__")) refuse_device(argument, "a CUDA device");
+    return from_dlpack(object, argument, expected, first);
+  if (py::hasattr(object, "__cuda_array_interface__"))
+    return from_cuda_interface(object, argument, expected, first);
   if (py::hasattr(object, "__array_interface__")) {
     const py::array array = py::module_::import("numpy").attr("asarray")(object);
     return from_numpy(array, argument, expected);
@@ -147,16 +230,24 @@ Array view_of(const py::object& object, const char* argument, const char* expect
 }
 
 std::optional<Array> optional_view_of(const std::optional<py::object>& object, const char* argument,
-                                      const char* expected) {
+                                      const char* expected, const Array* first) {
   if (!object || object->is_none()) return std::nullopt;
-  return view_of(*object, argument, expected);
+  return view_of(*object, argument, expected, first);
 }
 
-Context interruptible(int threads) {
-  return {threads, [] {
-            const py::gil_scoped_acquire acquire;
-            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-          }};
+Context interruptible() {
+  Context context;
+  context.poll = [] {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
+  return context;
+}
+
+Context interruptible(const Array& array) {
+  Context context = interruptible();
+  context.stream = array.stream;
+  return context;
 }
 
 std::vector<py::ssize_t> shape_of(const ArrayView& view) {

@@ -4,40 +4,49 @@
 #include <pybind11/pybind11.h>
 
 #include <initializer_list>
+#include <memory>
 #include <optional>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/view.hpp"
+#include "device_array.hpp"
 
 namespace descramble_fast::python {
 
 namespace py = pybind11;
 
-/// A view on a Python object's memory, with the object that keeps that memory alive.
+/// A view on a Python object's memory, with the object that keeps that memory alive, and the CUDA
+/// stream on which its contents are there.
 struct Array {
   ArrayView view;
   py::object owner;
+  void* stream = nullptr;
 };
 
 inline constexpr const char* floating_types = "float16, bfloat16, float32 or float64";
 
-/// Views any NumPy array, DLPack producer or array-interface producer, without a copy. Throws
-/// TypeError (not an array, an element type that cannot be viewed; `expected` says which can),
-/// InvalidArgument (misaligned memory) and BackendError (memory on an accelerator); messages begin
-/// with `argument`.
-Array view_of(const py::object& object, const char* argument,
-              const char* expected = floating_types);
+/// Views any NumPy array, DLPack producer or (CUDA) array-interface producer, without a copy.
+/// Device memory is ready on the stream that its library (torch or CuPy) works on now, or on that
+/// of `first`, an array of the same call. Throws TypeError (not an array, an element type that
+/// cannot be viewed; `expected` says which can), InvalidArgument (misaligned memory) and
+/// BackendError (memory on a device that cannot be used); messages begin with `argument`.
+Array view_of(const py::object& object, const char* argument, const char* expected = floating_types,
+              const Array* first = nullptr);
 
 std::optional<Array> optional_view_of(const std::optional<py::object>& object, const char* argument,
-                                      const char* expected = floating_types);
+                                      const char* expected = floating_types,
+                                      const Array* first = nullptr);
 
 inline std::optional<ArrayView> view_in(const std::optional<Array>& array) {
   return array ? std::optional(array->view) : std::nullopt;
 }
 
-/// A context whose poll raises what Ctrl-C or another signal handler raised.
-Context interruptible(int threads = 0);
+/// A context whose poll raises what Ctrl-C or another signal handler raised, on the array's stream.
+Context interruptible();
+Context interruptible(const Array& array);
 
 /// A NumPy array that owns the matrix, of the shape given; no copy.
 template <class T>
@@ -55,6 +64,22 @@ py::array_t<T> to_numpy(Matrix<T> matrix) {
   return to_numpy(std::move(matrix), {rows, columns});
 }
 
+/// A NumPy array, or a DeviceArray where the matrix lies on a device.
+template <class T>
+py::object to_python(Matrix<T> matrix, std::vector<py::ssize_t> shape) {
+  if (matrix.device().kind == DeviceKind::cpu) return to_numpy(std::move(matrix), std::move(shape));
+  const dlpack::DataType type{std::is_floating_point_v<T> ? dlpack::kFloat : dlpack::kInt,
+                              8 * sizeof(T), 1};
+  return device_array(std::make_shared<Matrix<T>>(std::move(matrix)), type,
+                      {shape.begin(), shape.end()});
+}
+
+template <class T>
+py::object to_python(Matrix<T> matrix) {
+  const py::ssize_t rows = matrix.rows(), columns = matrix.columns();
+  return to_python(std::move(matrix), {rows, columns});
+}
+
 /// The shape of a view, as NumPy wants it.
 std::vector<py::ssize_t> shape_of(const ArrayView& view);
 
@@ -66,6 +91,7 @@ py::array_t<T> vector_to_numpy(std::span<const T> values) {
 void bind_assignment(py::module_& module);
 void bind_context(py::module_& module);
 void bind_covariance(py::module_& module);
+void bind_device_array(py::module_& module);
 void bind_operators(py::module_& module);
 void bind_eigh(py::module_& module);
 void bind_limits(py::module_& module);

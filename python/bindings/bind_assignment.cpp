@@ -11,9 +11,8 @@ namespace descramble_fast::python {
 namespace {
 
 // Columns, cost, row duals, column duals, gap, violation, route.
-using Assigned =
-    py::typing::Tuple<py::array_t<std::int64_t>, py::array_t<double>, py::array_t<double>,
-                      py::array_t<double>, py::array_t<double>, py::array_t<double>, Route>;
+using Assigned = py::typing::Tuple<py::object, py::array_t<double>, py::object, py::object,
+                                   py::array_t<double>, py::array_t<double>, Route>;
 
 Assigned assigned(LinearAssignment result, const ArrayView& cost) {
   std::vector<py::ssize_t> batch(cost.shape().begin(), cost.shape().end() - 2);
@@ -26,9 +25,9 @@ Assigned assigned(LinearAssignment result, const ArrayView& cost) {
     return py::array_t<double>(batch, numbers.data());
   };
   const std::int64_t n = result.columns.columns(), m = result.column_duals.columns();
-  return py::make_tuple(to_numpy(std::move(result.columns), with(n)), per_problem(result.cost),
-                        to_numpy(std::move(result.row_duals), with(n)),
-                        to_numpy(std::move(result.column_duals), with(m)), per_problem(result.gap),
+  return py::make_tuple(to_python(std::move(result.columns), with(n)), per_problem(result.cost),
+                        to_python(std::move(result.row_duals), with(n)),
+                        to_python(std::move(result.column_duals), with(m)), per_problem(result.gap),
                         per_problem(result.violation), result.route);
 }
 
@@ -49,11 +48,11 @@ void bind_assignment(py::module_& module) {
       "linear_assignment",
       [](const py::object& cost, bool maximize, const std::optional<py::object>& initial_duals) {
         const Array array = view_of(cost, "cost");
-        const auto duals = optional_view_of(initial_duals, "initial_duals");
+        const auto duals = optional_view_of(initial_duals, "initial_duals", floating_types, &array);
         LinearAssignment result;
         {
           const py::gil_scoped_release release;
-          result = linear_assignment(array.view, {maximize, view_in(duals)}, interruptible());
+          result = linear_assignment(array.view, {maximize, view_in(duals)}, interruptible(array));
         }
         return assigned(std::move(result), array.view);
       },
@@ -67,7 +66,8 @@ void bind_assignment(py::module_& module) {
          std::optional<std::vector<std::int64_t>> initial, std::uint64_t seed,
          std::int64_t restarts, std::optional<double> time_limit,
          const py::object& callback) -> Quadratic {
-        const Array array_a = view_of(a, "A"), array_b = view_of(b, "B");
+        const Array array_a = view_of(a, "A");
+        const Array array_b = view_of(b, "B", floating_types, &array_a);
         Search search(seed, restarts, time_limit, callback);
         QuadraticAssignment r;
         {
@@ -75,7 +75,7 @@ void bind_assignment(py::module_& module) {
           r = quadratic_assignment(
               array_a.view, array_b.view,
               {maximize, std::move(partial_match), std::move(initial), search.options},
-              search.context());
+              search.context(array_a.stream));
         }
         return py::make_tuple(vector_to_numpy(std::span<const std::int64_t>(r.columns)), r.cost,
                               r.initial_cost, r.steps, search.stopped(r.stopped), r.route);

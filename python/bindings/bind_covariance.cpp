@@ -1,9 +1,13 @@
 #include <pybind11/stl.h>
 
+#include <charconv>
 #include <memory>
+#include <string>
+#include <string_view>
 
 #include "array.hpp"
 #include "descramble_fast/covariance.hpp"
+#include "descramble_fast/error.hpp"
 #include "shared.hpp"
 
 namespace descramble_fast::python {
@@ -32,12 +36,37 @@ void merge(Shared<T>& self, const Shared<T>& other) {
 
 struct Selection {
   std::optional<Array> mask, weights;
-  Selection(const std::optional<py::object>& mask_object,
+  Selection(const Array& batch, const std::optional<py::object>& mask_object,
             const std::optional<py::object>& weights_object)
-      : mask(optional_view_of(mask_object, "mask", "bool; True for rows that count")),
-        weights(optional_view_of(weights_object, "weights")) {}
+      : mask(optional_view_of(mask_object, "mask", "bool; True for rows that count", &batch)),
+        weights(optional_view_of(weights_object, "weights", floating_types, &batch)) {}
   RowSelection rows() const { return {view_in(mask), view_in(weights)}; }
 };
+
+MomentsPlace place_of(const std::optional<std::string>& device, bool offload) {
+  MomentsPlace place{{}, offload};
+  if (!device) return place;
+  const std::string_view name = *device;
+  int index = 0;
+  if (name.starts_with("cuda:")) {
+    const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
+    if (error != std::errc() || end != name.data() + name.size() || index < 0) index = -1;
+  } else if (name != "cpu" && name != "cuda") {
+    index = -1;
+  }
+  if (index < 0)
+    throw InvalidArgument("device: got \"" + *device +
+                          "\", expected None, \"cpu\", \"cuda\" or \"cuda:<number>\"");
+  if (name != "cpu" && !cuda_available())
+    throw BackendError("device: got \"" + *device + "\", but " + cuda_config());
+  place.device = name == "cpu" ? Device{} : Device{DeviceKind::cuda, index};
+  return place;
+}
+
+template <class T>
+std::string device_name(const Shared<T>& self) {
+  return read(self, [](const T& c) { return name(c.device()); });
+}
 
 py::array_t<double> vector_array(const std::vector<double>& values) {
   return vector_to_numpy(std::span<const double>(values));
@@ -51,18 +80,20 @@ std::vector<double> vector_of(const py::array_t<double, py::array::c_style>& arr
 
 void bind_covariance(py::module_& module) {
   py::class_<SharedCovariance>(module, "Covariance")
-      .def(py::init(
-               [](std::int64_t n) { return std::make_unique<SharedCovariance>(Covariance(n)); }),
-           py::arg("n_features"))
+      .def(py::init([](std::int64_t n, const std::optional<std::string>& device, bool offload) {
+             return std::make_unique<SharedCovariance>(Covariance(n, place_of(device, offload)));
+           }),
+           py::arg("n_features"), py::arg("device") = py::none(), py::arg("offload") = false)
       .def(
           "update",
           [](SharedCovariance& self, const py::object& batch, const std::optional<py::object>& mask,
              const std::optional<py::object>& weights) {
             const Array array = view_of(batch, "batch");
-            const Selection selection(mask, weights);
+            const Selection selection(array, mask, weights);
             const py::gil_scoped_release release;
-            self.locked(
-                [&](Covariance& c) { c.update(array.view, selection.rows(), interruptible()); });
+            self.locked([&](Covariance& c) {
+              c.update(array.view, selection.rows(), interruptible(array));
+            });
           },
           py::arg("batch"), py::arg("mask") = py::none(), py::arg("weights") = py::none())
       .def("merge", &merge<Covariance>, py::arg("other"))
@@ -70,6 +101,7 @@ void bind_covariance(py::module_& module) {
                              [](const SharedCovariance& self) {
                                return read(self, [](const Covariance& c) { return c.size(); });
                              })
+      .def_property_readonly("device", &device_name<Covariance>)
       .def_property_readonly("count",
                              [](const SharedCovariance& self) {
                                return read(self, [](const Covariance& c) { return c.count(); });
@@ -88,12 +120,12 @@ void bind_covariance(py::module_& module) {
            })
       .def("second_moment",
            [](const SharedCovariance& self) {
-             return to_numpy(read(self, [](const Covariance& c) { return c.second_moment(); }));
+             return to_python(read(self, [](const Covariance& c) { return c.second_moment(); }));
            })
       .def(
           "covariance",
           [](const SharedCovariance& self, double ddof) {
-            return to_numpy(read(self, [&](const Covariance& c) { return c.covariance(ddof); }));
+            return to_python(read(self, [&](const Covariance& c) { return c.covariance(ddof); }));
           },
           py::arg("ddof") = 0.0)
       .def(
@@ -113,7 +145,7 @@ void bind_covariance(py::module_& module) {
             const Array array = view_of(x, "x");
             const py::gil_scoped_release release;
             Covariance c(array.view.columns());
-            c.update(array.view, {}, interruptible());
+            c.update(array.view, {}, interruptible(array));
             return std::make_unique<SharedCovariance>(std::move(c));
           },
           py::arg("x"))
@@ -122,19 +154,22 @@ void bind_covariance(py::module_& module) {
           [](std::int64_t count, double weight, bool has_mean,
              const py::array_t<double, py::array::c_style>& reference,
              const py::array_t<double, py::array::c_style>& offset,
-             const py::array_t<double, py::array::c_style>& scatter) {
+             const py::array_t<double, py::array::c_style>& scatter,
+             const std::optional<std::string>& device, bool offload) {
             return std::make_unique<SharedCovariance>(
                 Covariance::from_state({count, weight, has_mean, vector_of(reference),
-                                        vector_of(offset), vector_of(scatter)}));
+                                        vector_of(offset), vector_of(scatter)},
+                                       place_of(device, offload)));
           },
           py::arg("count"), py::arg("weight"), py::arg("has_mean"), py::arg("reference"),
-          py::arg("offset"), py::arg("scatter"))
+          py::arg("offset"), py::arg("scatter"), py::arg("device") = py::none(),
+          py::arg("offload") = false)
       .def_static(
           "from_moments",
           [](const py::object& second_moment, const std::optional<py::object>& mean,
              double weight) {
             const Array moment = view_of(second_moment, "second_moment");
-            const auto mean_array = optional_view_of(mean, "mean");
+            const auto mean_array = optional_view_of(mean, "mean", floating_types, &moment);
             const py::gil_scoped_release release;
             return std::make_unique<SharedCovariance>(
                 Covariance::from_moments(moment.view, view_in(mean_array), weight));
@@ -153,23 +188,28 @@ void bind_covariance(py::module_& module) {
           py::arg("covariances"), py::arg("weights"));
 
   py::class_<SharedCross>(module, "CrossCovariance")
-      .def(py::init([](std::int64_t n_x, std::int64_t n_y) {
-             return std::make_unique<SharedCross>(CrossCovariance(n_x, n_y));
+      .def(py::init([](std::int64_t n_x, std::int64_t n_y, const std::optional<std::string>& device,
+                       bool offload) {
+             return std::make_unique<SharedCross>(
+                 CrossCovariance(n_x, n_y, place_of(device, offload)));
            }),
-           py::arg("n_x"), py::arg("n_y"))
+           py::arg("n_x"), py::arg("n_y"), py::arg("device") = py::none(),
+           py::arg("offload") = false)
       .def(
           "update",
           [](SharedCross& self, const py::object& x, const py::object& y,
              const std::optional<py::object>& mask, const std::optional<py::object>& weights) {
-            const Array array_x = view_of(x, "x"), array_y = view_of(y, "y");
-            const Selection selection(mask, weights);
+            const Array array_x = view_of(x, "x");
+            const Array array_y = view_of(y, "y", floating_types, &array_x);
+            const Selection selection(array_x, mask, weights);
             const py::gil_scoped_release release;
             self.locked([&](CrossCovariance& c) {
-              c.update(array_x.view, array_y.view, selection.rows(), interruptible());
+              c.update(array_x.view, array_y.view, selection.rows(), interruptible(array_x));
             });
           },
           py::arg("x"), py::arg("y"), py::arg("mask") = py::none(), py::arg("weights") = py::none())
       .def("merge", &merge<CrossCovariance>, py::arg("other"))
+      .def_property_readonly("device", &device_name<CrossCovariance>)
       .def_property_readonly("count",
                              [](const SharedCross& self) {
                                return read(self, [](const auto& c) { return c.count(); });
@@ -180,16 +220,16 @@ void bind_covariance(py::module_& module) {
                              })
       .def("cross_moment",
            [](const SharedCross& self) {
-             return to_numpy(read(self, [](const auto& c) { return c.cross_moment(); }));
+             return to_python(read(self, [](const auto& c) { return c.cross_moment(); }));
            })
       .def(
           "cross_covariance",
           [](const SharedCross& self, double ddof) {
-            return to_numpy(read(self, [&](const auto& c) { return c.cross_covariance(ddof); }));
+            return to_python(read(self, [&](const auto& c) { return c.cross_covariance(ddof); }));
           },
           py::arg("ddof") = 0.0)
       .def("correlation", [](const SharedCross& self) {
-        return to_numpy(read(self, [](const auto& c) { return c.correlation(); }));
+        return to_python(read(self, [](const auto& c) { return c.correlation(); }));
       });
 }
 

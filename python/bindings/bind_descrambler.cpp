@@ -18,15 +18,14 @@ using SharedCovariance = Shared<Covariance>;
 using Map = Matrix<double> (Descrambler::*)(const ArrayView&, const Context&) const;
 
 template <Map method>
-py::array_t<double> mapped(const Descrambler& self, const py::object& object,
-                           const char* argument) {
+py::object mapped(const Descrambler& self, const py::object& object, const char* argument) {
   const Array array = view_of(object, argument);
   Matrix<double> out;
   {
     const py::gil_scoped_release release;
-    out = (self.*method)(array.view, interruptible());
+    out = (self.*method)(array.view, interruptible(array));
   }
-  return to_numpy(std::move(out), shape_of(array.view));
+  return to_python(std::move(out), shape_of(array.view));
 }
 
 Gauge gauge_of(const std::string& name) {
@@ -47,6 +46,7 @@ auto without_gil(Call call) {
 void bind_descrambler(py::module_& module) {
   py::class_<Descrambler>(module, "Descrambler")
       .def_property_readonly("size", &Descrambler::size)
+      .def_property_readonly("device", [](const Descrambler& self) { return name(self.device()); })
       .def_readonly("cost", &Descrambler::cost)
       .def_readonly("initial_cost", &Descrambler::initial_cost)
       .def_readonly("bound", &Descrambler::bound)
@@ -54,7 +54,7 @@ void bind_descrambler(py::module_& module) {
       .def_readonly("route", &Descrambler::route)
       .def("matrix",
            [](const Descrambler& self) {
-             return to_numpy(without_gil([&] { return self.matrix(); }));
+             return to_python(without_gil([&] { return self.matrix(); }));
            })
       .def(
           "transform",
@@ -101,12 +101,14 @@ void bind_descrambler(py::module_& module) {
            })
       .def(
           "components",
-          [](const SmoothnessDescrambler& self) { return to_numpy(self.components.copy()); },
+          [](const SmoothnessDescrambler& self) {
+            return to_python(self.components.to(self.device(), {}));
+          },
           "Principal components as rows.")
       .def(
           "modes",
           [](const SmoothnessDescrambler& self) {
-            return to_numpy(without_gil([&] { return self.modes(); }));
+            return to_python(without_gil([&] { return self.modes(); }));
           },
           "Modes as rows.")
       .def("blocks", [](const SmoothnessDescrambler& self) {
@@ -152,12 +154,13 @@ void bind_descrambler(py::module_& module) {
          const std::optional<py::object>& input_second_moment,
          const std::optional<py::object>& input_mean) {
         const Array w = view_of(weight, "W");
-        const auto b = optional_view_of(bias, "bias");
-        const auto s = optional_view_of(input_second_moment, "input_second_moment");
-        const auto m = optional_view_of(input_mean, "input_mean");
+        const auto b = optional_view_of(bias, "bias", floating_types, &w);
+        const auto s =
+            optional_view_of(input_second_moment, "input_second_moment", floating_types, &w);
+        const auto m = optional_view_of(input_mean, "input_mean", floating_types, &w);
         return without_gil([&] {
           return std::make_unique<SharedCovariance>(
-              preactivation_moment(w.view, view_in(b), view_in(s), view_in(m), interruptible()));
+              preactivation_moment(w.view, view_in(b), view_in(s), view_in(m), interruptible(w)));
         });
       },
       py::arg("weight"), py::arg("bias"), py::arg("input_second_moment"), py::arg("input_mean"));
@@ -167,7 +170,7 @@ void bind_descrambler(py::module_& module) {
       [](const py::object& weight) {
         const Array w = view_of(weight, "W");
         return without_gil([&] {
-          return std::make_unique<MatrixDescrambler>(descramble_trace(w.view, interruptible()));
+          return std::make_unique<MatrixDescrambler>(descramble_trace(w.view, interruptible(w)));
         });
       },
       py::arg("weight"));
@@ -176,7 +179,7 @@ void bind_descrambler(py::module_& module) {
       [](const py::object& weight) {
         const Array w = view_of(weight, "W");
         return without_gil([&] {
-          return std::make_unique<MatrixDescrambler>(descramble_diagonal(w.view, interruptible()));
+          return std::make_unique<MatrixDescrambler>(descramble_diagonal(w.view, interruptible(w)));
         });
       },
       py::arg("weight"));

@@ -14,11 +14,12 @@ using Solved =
     py::typing::Tuple<py::array, py::array, py::array_t<double>, py::array_t<double>, Route>;
 
 template <class T>
-Solved solve(const ArrayView& a, std::optional<std::int64_t> k) {
+Solved solve(const Array& array, std::optional<std::int64_t> k) {
+  const ArrayView& a = array.view;
   Eigh<T> result;
   {
     const py::gil_scoped_release release;
-    result = eigh<T>(a, k, interruptible());
+    result = eigh<T>(a, k, interruptible(array));
   }
   const std::int64_t kept = result.eigenvalues.columns();
   std::vector<py::ssize_t> values(a.shape().begin(), a.shape().end() - 2);
@@ -29,8 +30,8 @@ Solved solve(const ArrayView& a, std::optional<std::int64_t> k) {
   const auto per_matrix = [&](const std::vector<double>& numbers) {
     return vector_to_numpy(std::span<const double>(numbers)).reshape(batch);
   };
-  return py::make_tuple(to_numpy(std::move(result.eigenvalues), values),
-                        to_numpy(std::move(result.eigenvectors), vectors),
+  return py::make_tuple(to_python(std::move(result.eigenvalues), values),
+                        to_python(std::move(result.eigenvectors), vectors),
                         per_matrix(result.residual), per_matrix(result.orthogonality_error),
                         result.route);
 }
@@ -43,8 +44,8 @@ void bind_eigh(py::module_& module) {
       [](const py::object& a, std::optional<std::int64_t> k) {
         const Array array = view_of(a, "a");
         // Half types are widened: their range holds neither the eigenvalues nor the accuracy.
-        return array.view.dtype() == DType::float64 ? solve<double>(array.view, k)
-                                                    : solve<float>(array.view, k);
+        return array.view.dtype() == DType::float64 ? solve<double>(array, k)
+                                                    : solve<float>(array, k);
       },
       py::arg("a"), py::arg("k") = py::none(),
       "Eigenvalues, eigenvectors as rows, residual, orthogonality error, route.");

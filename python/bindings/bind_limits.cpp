@@ -16,7 +16,9 @@ void bind_limits(py::module_& module) {
         MachineLimits limits;
         {
           const py::gil_scoped_release release;
-          limits = machine_limits(seconds, interruptible(threads));
+          Context context = interruptible();
+          context.threads = threads;
+          limits = machine_limits(seconds, context);
         }
         py::dict out;
         out["fma_float32"] = limits.fma_float32;

@@ -12,20 +12,15 @@ namespace descramble_fast::python {
 
 namespace {
 
-// The array's values as float64 rows, mapped in place by one of the operator's transforms.
 template <auto Method>
-py::array_t<double> mapped(const Operator& self, const py::object& x) {
+py::object mapped(const Operator& self, const py::object& x) {
   const Array array = view_of(x, "x");
-  if (array.view.rank() < 1 || array.view.columns() != self.size())
-    throw InvalidArgument("x: its last axis has " + std::to_string(array.view.columns()) +
-                          " places, the operator acts on " + std::to_string(self.size()));
-  Matrix<double> rows;
+  Matrix<double> out;
   {
     const py::gil_scoped_release release;
-    rows = to_float64(array.view);
-    (self.*Method)(rows.values(), interruptible());
+    out = (self.*Method)(array.view, interruptible(array));
   }
-  return to_numpy(std::move(rows), shape_of(array.view));
+  return to_python(std::move(out), shape_of(array.view));
 }
 
 Boundary boundary_of(const std::string& name) {
@@ -52,7 +47,7 @@ void bind_operators(py::module_& module) {
           [](const py::object& matrix) {
             const Array array = view_of(matrix, "matrix");
             const py::gil_scoped_release release;
-            return Operator::from_matrix(array.view, interruptible());
+            return Operator::from_matrix(array.view, interruptible(array));
           },
           py::arg("matrix"))
       .def_property_readonly("size", &Operator::size)
@@ -66,9 +61,9 @@ void bind_operators(py::module_& module) {
            })
       .def(
           "modes", [](const Operator& self) { return to_numpy(self.modes()); }, "Modes as rows.")
-      .def("apply", &mapped<&Operator::apply>, py::arg("x"))
-      .def("analyze", &mapped<&Operator::analyze>, py::arg("x"))
-      .def("synthesize", &mapped<&Operator::synthesize>, py::arg("x"));
+      .def("apply", &mapped<&Operator::applied>, py::arg("x"))
+      .def("analyze", &mapped<&Operator::analyzed>, py::arg("x"))
+      .def("synthesize", &mapped<&Operator::synthesized>, py::arg("x"));
 }
 
 }  // namespace descramble_fast::python

@@ -37,7 +37,7 @@ Permuted solved(const py::object& object, const char* argument, const Solve& sol
   Permutation r;
   {
     const py::gil_scoped_release release;
-    r = solve(array.view);
+    r = solve(array.view, interruptible(array));
   }
   return permuted(r);
 }
@@ -66,8 +66,8 @@ void bind_permutation(py::module_& module) {
         {
           const py::gil_scoped_release release;
           // A copy, so that callbacks and other threads can read the accumulator meanwhile.
-          const Covariance copy = Covariance::from_state(
-              covariance.locked([](const Covariance& c) { return c.state(); }));
+          const Covariance copy = covariance.locked(
+              [](const Covariance& c) { return Covariance::from_state(c.state(), {c.device()}); });
           r = descramble_permutation(copy, op, search.options, search.context());
         }
         return py::make_tuple(indices(r.permutation), r.cost, r.initial_cost, r.bound, r.tree_bound,
@@ -79,30 +79,32 @@ void bind_permutation(py::module_& module) {
   module.def(
       "permute_trace",
       [](const py::object& weight) {
-        return solved(weight, "W",
-                      [](const ArrayView& w) { return permute_trace(w, interruptible()); });
+        return solved(weight, "W", [](const ArrayView& w, const Context& context) {
+          return permute_trace(w, context);
+        });
       },
       py::arg("weight"), "Permutation, signs, cost, initial cost, bound, route.");
   module.def(
       "permute_diagonal",
       [](const py::object& weight) {
-        return solved(weight, "W",
-                      [](const ArrayView& w) { return permute_diagonal(w, interruptible()); });
+        return solved(weight, "W", [](const ArrayView& w, const Context& context) {
+          return permute_diagonal(w, context);
+        });
       },
       py::arg("weight"), "Permutation, signs, cost, initial cost, bound, route.");
   module.def(
       "nearest_permutation",
       [](const py::object& p, bool is_signed) {
-        return solved(p, "P", [&](const ArrayView& view) {
-          return nearest_permutation(view, is_signed, interruptible());
+        return solved(p, "P", [&](const ArrayView& view, const Context& context) {
+          return nearest_permutation(view, is_signed, context);
         });
       },
       py::arg("p"), py::arg("signed"), "Permutation, signs, cost, initial cost, bound, route.");
   module.def(
       "match_neurons",
       [](const py::object& similarity, bool is_signed) {
-        return solved(similarity, "similarity", [&](const ArrayView& view) {
-          return match_neurons(view, is_signed, interruptible());
+        return solved(similarity, "similarity", [&](const ArrayView& view, const Context& context) {
+          return match_neurons(view, is_signed, context);
         });
       },
       py::arg("similarity"), py::arg("signed"),

@@ -2,11 +2,11 @@
 
 #include <cstdint>
 
-// The memory layout that the DLPack 1.0 exchange protocol prescribes, as far as a reader needs it.
+// The memory layout that the DLPack 1.0 exchange protocol prescribes.
 namespace descramble_fast::python::dlpack {
 
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13 };
-enum TypeCode : std::uint8_t { kFloat = 2, kBfloat = 4, kBool = 6 };
+enum TypeCode : std::uint8_t { kInt = 0, kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct Device {
   std::int32_t type;
@@ -32,6 +32,8 @@ struct Tensor {
 // "dltensor": the tensor comes first.
 struct ManagedTensor {
   Tensor tensor;
+  void* manager;
+  void (*deleter)(ManagedTensor*);
 };
 
 // "dltensor_versioned": the tensor comes last.

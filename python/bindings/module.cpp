@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Bindings of the descramble_fast C++ library.";
   module.attr("__version__") = descramble_fast::version;
   python::bind_context(module);
+  python::bind_device_array(module);
   python::bind_covariance(module);
   python::bind_operators(module);
   python::bind_eigh(module);

@@ -40,11 +40,13 @@ class Search {
 
   /// Ctrl-C and other signals end the call, but once there is an answer, Ctrl-C is noted, and the
   /// search stops with it at its next report.
-  Context context() {
-    return {0, [this] {
+  Context context(void* stream = nullptr) {
+    return {0,
+            [this] {
               const py::gil_scoped_acquire acquire;
               look_for_signals();
-            }};
+            },
+            stream};
   }
 
   SearchOptions options;

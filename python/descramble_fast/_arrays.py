@@ -17,6 +17,8 @@ from descramble_fast import _core
 Array: TypeAlias = Any
 Floats: TypeAlias = NDArray[np.float64]
 
+_CUDA_DEVICES = (2, 13)  # DLPack's numbers of CUDA memory, plain and managed
+
 
 @dataclass(frozen=True)
 class Route:
@@ -45,10 +47,11 @@ class Route:
 
 
 class Kind:
-    """An array library; NumPy until an array has been seen."""
+    """An array library and a device; NumPy on the CPU until an array has been seen."""
 
     def __init__(self) -> None:
         self._namespace: Any = None
+        self._cuda: int | None = None  # the device's number
 
     @classmethod
     def of(cls, *arrays: Array) -> Kind:
@@ -60,23 +63,33 @@ class Kind:
 
     def see(self, array: Array) -> None:
         """Remember the library of `array`, unless one is known already."""
-        if self._namespace is not None:
+        if self._namespace is not None or self._cuda is not None:
             return
         if isinstance(array, np.ndarray):
             self._namespace = np
         elif array_api_compat.is_array_api_obj(array):
             self._namespace = array_api_compat.array_namespace(array)
+        if hasattr(array, "__dlpack_device__") and self._namespace is not np:
+            kind, number = array.__dlpack_device__()
+            self._cuda = int(number) if kind in _CUDA_DEVICES else None
 
     def adopt(self, other: Kind) -> None:
         """Remember another's library, unless one is known already."""
-        if self._namespace is None:
-            self._namespace = other._namespace
+        if self._namespace is None and self._cuda is None:
+            self._namespace, self._cuda = other._namespace, other._cuda
 
-    def out(self, array: NDArray[Any]) -> Array:
-        """Hand a NumPy array out in this kind, sharing its memory where the library can.
+    def out(self, array: NDArray[Any] | _core.DeviceArray) -> Array:
+        """Hand an array of the core out in this kind, sharing its memory where the library can.
 
-        A library that cannot hold its precision gets the NumPy array itself, with a warning.
+        A library that cannot hold its precision gets the NumPy array itself, with a warning; where
+        no library is known, device memory comes as the core's own array.
         """
+        if isinstance(array, _core.DeviceArray):
+            known = self._namespace not in (None, np)
+            return self._namespace.from_dlpack(array) if known else array
+        if self._cuda is not None:
+            there = _core.DeviceArray.from_numpy(array, self._cuda)
+            return there if self._namespace is None else self._namespace.from_dlpack(there)
         if self._namespace in (None, np):
             return array
         out = self._namespace.asarray(array)
@@ -91,6 +104,15 @@ class Kind:
 
     def __reduce__(self) -> tuple[type[Kind], tuple[()]]:
         return Kind, ()
+
+
+def on_host(array: Array) -> NDArray[Any]:
+    """Any array as a NumPy array, copied where it lies on a device."""
+    if isinstance(array, _core.DeviceArray):
+        return np.asarray(array.numpy())
+    if array_api_compat.is_array_api_obj(array):
+        array = array_api_compat.to_device(array, "cpu")
+    return np.asarray(array)
 
 
 def integer(argument: str, value: Any) -> int:

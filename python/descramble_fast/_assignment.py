@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, Route, dtype_name, integer
+from descramble_fast._arrays import Array, Kind, Route, dtype_name, integer, on_host
 
 Progress = Callable[[_core.SearchProgress], object]
 
@@ -120,7 +120,7 @@ def _floating(argument: str, array: Array, limit: int | None) -> Array:
     name = dtype_name(array)
     if name != "bool" and not name.startswith(("int", "uint")):
         return array
-    integers = np.asarray(array)
+    integers = on_host(array)
     if limit is None and name in ("bool", "int8", "uint8", "int16", "uint16"):
         return integers.astype(np.float32)
     most = 2**53 // max(1, min(integers.shape[-2:], default=1)) if limit is None else limit

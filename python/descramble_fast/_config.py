@@ -17,15 +17,16 @@ def cuda_available() -> bool:
     Returns
     -------
     bool
-        Always False in this version, which has no CUDA backend.
+        False where it was not built, or its libraries, a driver or a device are missing;
+        ``show_config`` says which. The first call loads it.
 
     Examples
     --------
     >>> import descramble_fast as df
-    >>> df.cuda_available()
-    False
+    >>> df.cuda_available() == df.show_config("dict")["cuda"].startswith("cuda:0")
+    True
     """
-    return False
+    return _core.cuda_available()
 
 
 def set_num_threads(k: int) -> None:
@@ -90,7 +91,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "lapack": _core.lapack_config(),
         "instruction_set": _core.instruction_set(),
         "threads": _core.num_threads(),
-        "cuda": "not built",
+        "cuda": _core.cuda_config(),
     }
     if mode == "dict":
         return config

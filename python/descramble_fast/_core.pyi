@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
+__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'DeviceArray', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'cuda_available', 'cuda_config', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
 class BackendError(RuntimeError):
     pass
 class Route:
@@ -22,6 +22,45 @@ class Route:
     @property
     def fallbacks(self) -> list[str]:
         ...
+class DeviceArray:
+    """
+    An array in CUDA memory, for any library that takes DLPack or the CUDA array interface.
+    """
+    @staticmethod
+    def from_numpy(array: numpy.ndarray, device: typing.SupportsInt | typing.SupportsIndex = 0) -> DeviceArray:
+        """
+        A copy of a NumPy array on a device.
+        """
+    def __dlpack__(self, *, stream: typing.Any = None, max_version: typing.Any = None, dl_device: typing.Any = None, copy: typing.Any = None) -> typing.Any:
+        ...
+    def __dlpack_device__(self) -> tuple[int, int]:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def numpy(self) -> typing.Any:
+        """
+        A copy as a NumPy array.
+        """
+    def swapaxes(self, axis1: typing.SupportsInt | typing.SupportsIndex, axis2: typing.SupportsInt | typing.SupportsIndex) -> DeviceArray:
+        ...
+    @property
+    def T(self) -> DeviceArray:
+        ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, typing.Any]:
+        ...
+    @property
+    def device(self) -> str:
+        ...
+    @property
+    def dtype(self) -> str:
+        ...
+    @property
+    def ndim(self) -> int:
+        ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        ...
 class Covariance:
     @staticmethod
     def combine(covariances: collections.abc.Sequence[Covariance], weights: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> Covariance:
@@ -33,17 +72,17 @@ class Covariance:
     def from_samples(x: typing.Any) -> Covariance:
         ...
     @staticmethod
-    def from_state(count: typing.SupportsInt | typing.SupportsIndex, weight: typing.SupportsFloat | typing.SupportsIndex, has_mean: bool, reference: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], offset: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], scatter: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> Covariance:
+    def from_state(count: typing.SupportsInt | typing.SupportsIndex, weight: typing.SupportsFloat | typing.SupportsIndex, has_mean: bool, reference: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], offset: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], scatter: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], device: str | None = None, offload: bool = False) -> Covariance:
         ...
-    def __init__(self, n_features: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, n_features: typing.SupportsInt | typing.SupportsIndex, device: str | None = None, offload: bool = False) -> None:
         ...
-    def covariance(self, ddof: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> numpy.typing.NDArray[numpy.float64]:
+    def covariance(self, ddof: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         ...
     def mean(self) -> numpy.typing.NDArray[numpy.float64]:
         ...
     def merge(self, other: Covariance) -> None:
         ...
-    def second_moment(self) -> numpy.typing.NDArray[numpy.float64]:
+    def second_moment(self) -> typing.Any:
         ...
     def state(self) -> tuple[int, float, bool, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
         """
@@ -55,6 +94,9 @@ class Covariance:
     def count(self) -> int:
         ...
     @property
+    def device(self) -> str:
+        ...
+    @property
     def has_mean(self) -> bool:
         ...
     @property
@@ -64,13 +106,13 @@ class Covariance:
     def weight(self) -> float:
         ...
 class CrossCovariance:
-    def __init__(self, n_x: typing.SupportsInt | typing.SupportsIndex, n_y: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, n_x: typing.SupportsInt | typing.SupportsIndex, n_y: typing.SupportsInt | typing.SupportsIndex, device: str | None = None, offload: bool = False) -> None:
         ...
-    def correlation(self) -> numpy.typing.NDArray[numpy.float64]:
+    def correlation(self) -> typing.Any:
         ...
-    def cross_covariance(self, ddof: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> numpy.typing.NDArray[numpy.float64]:
+    def cross_covariance(self, ddof: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> typing.Any:
         ...
-    def cross_moment(self) -> numpy.typing.NDArray[numpy.float64]:
+    def cross_moment(self) -> typing.Any:
         ...
     def merge(self, other: CrossCovariance) -> None:
         ...
@@ -78,6 +120,9 @@ class CrossCovariance:
         ...
     @property
     def count(self) -> int:
+        ...
+    @property
+    def device(self) -> str:
         ...
     @property
     def weight(self) -> float:
@@ -98,9 +143,9 @@ class Operator:
     @staticmethod
     def grid(axes: collections.abc.Sequence[Operator]) -> Operator:
         ...
-    def analyze(self, x: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def analyze(self, x: typing.Any) -> typing.Any:
         ...
-    def apply(self, x: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def apply(self, x: typing.Any) -> typing.Any:
         ...
     def blocks(self) -> list[tuple[int, int]]:
         ...
@@ -110,7 +155,7 @@ class Operator:
         """
         Modes as rows.
         """
-    def synthesize(self, x: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def synthesize(self, x: typing.Any) -> typing.Any:
         ...
     @property
     def name(self) -> str:
@@ -119,23 +164,26 @@ class Operator:
     def size(self) -> int:
         ...
 class Descrambler:
-    def inverse_transform(self, samples: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def inverse_transform(self, samples: typing.Any) -> typing.Any:
         ...
-    def matrix(self) -> numpy.typing.NDArray[numpy.float64]:
+    def matrix(self) -> typing.Any:
         ...
-    def transform(self, samples: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def transform(self, samples: typing.Any) -> typing.Any:
         ...
-    def transform_bias(self, bias: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def transform_bias(self, bias: typing.Any) -> typing.Any:
         ...
-    def transform_next_weight(self, weight: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def transform_next_weight(self, weight: typing.Any) -> typing.Any:
         ...
-    def transform_weight(self, weight: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
+    def transform_weight(self, weight: typing.Any) -> typing.Any:
         ...
     @property
     def bound(self) -> float:
         ...
     @property
     def cost(self) -> float:
+        ...
+    @property
+    def device(self) -> str:
         ...
     @property
     def initial_cost(self) -> float:
@@ -162,13 +210,13 @@ class GaugeReport:
 class SmoothnessDescrambler(Descrambler):
     def blocks(self) -> list[tuple[int, int]]:
         ...
-    def components(self) -> numpy.typing.NDArray[numpy.float64]:
+    def components(self) -> typing.Any:
         """
         Principal components as rows.
         """
     def eigenvalues(self) -> numpy.typing.NDArray[numpy.float64]:
         ...
-    def modes(self) -> numpy.typing.NDArray[numpy.float64]:
+    def modes(self) -> typing.Any:
         """
         Modes as rows.
         """
@@ -198,6 +246,10 @@ class SearchProgress:
     @property
     def steps(self) -> int:
         ...
+def cuda_available() -> bool:
+    ...
+def cuda_config() -> str:
+    ...
 def descramble_diagonal(weight: typing.Any) -> MatrixDescrambler:
     ...
 def descramble_many(covariances: collections.abc.Sequence[Covariance], operators: collections.abc.Sequence[Operator], center: bool, gauge: typing.Any, k: typing.SupportsInt | typing.SupportsIndex | None) -> list[SmoothnessDescrambler]:
@@ -220,7 +272,7 @@ def instruction_sets() -> list[str]:
     ...
 def lapack_config() -> str:
     ...
-def linear_assignment(cost: typing.Any, maximize: bool = False, initial_duals: typing.Any | None = None) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
+def linear_assignment(cost: typing.Any, maximize: bool = False, initial_duals: typing.Any | None = None) -> tuple[typing.Any, numpy.typing.NDArray[numpy.float64], typing.Any, typing.Any, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
     """
     Columns, cost, row duals, column duals, gap, violation, route.
     """

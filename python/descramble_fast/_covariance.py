@@ -15,7 +15,6 @@ import safetensors.numpy
 
 from descramble_fast import _core
 from descramble_fast._arrays import Array, Floats, Kind, dtype_name, integer
-from descramble_fast._core import BackendError
 
 _FORMAT = "descramble_fast.covariance"
 _SCHEMA = "1"
@@ -43,19 +42,27 @@ class Covariance:
     time copied until there are enough for the kernels; the GIL is released. One accumulator may be
     used from several threads, whose calls then take turns.
 
+    On a CUDA device the state takes 8 n² bytes there, and updates are queued on the stream that the
+    batch's library works on, without waiting. A batch that cannot be taken (NaN, say) changes
+    nothing there either, but the error comes with the next call that waits: `count`, `weight`,
+    `merge`, or any that reads moments.
+
     Parameters
     ----------
     n_features : int
         Number of features (neurons), at least 1.
-    device : None or "cpu"
-        Where the accumulator lives.
+    device : None, "cpu", "cuda" or "cuda:<number>"
+        Where the accumulator lives, as all its batches must; None: where the first batch lies.
+    offload : bool
+        On a CUDA device: keep the scatter in the host's memory, for more layers than fit. Every
+        update then reads and writes it over the bus.
 
     Raises
     ------
     ValueError
-        If `n_features` is out of range.
+        If `n_features` is out of range, or `device` is none of these.
     BackendError
-        If `device` is not the CPU.
+        If `device` is a CUDA device that cannot be used.
 
     Examples
     --------
@@ -70,10 +77,8 @@ class Covariance:
     [[2.0, 2.0], [2.0, 2.0]]
     """
 
-    def __init__(self, n_features: int, device: str | None = None) -> None:
-        if device not in (None, "cpu"):
-            raise BackendError(f"device: got {device!r}, but this build has no CUDA backend")
-        self._core = _core.Covariance(integer("n_features", n_features))
+    def __init__(self, n_features: int, device: str | None = None, offload: bool = False) -> None:
+        self._core = _core.Covariance(integer("n_features", n_features), device, offload)
         self._kind = Kind()
         self._input_dtypes: frozenset[str] = frozenset()
         self._last_dtype: Any = None
@@ -93,7 +98,13 @@ class Covariance:
             self._last_dtype = dtype
 
     def __repr__(self) -> str:
-        return f"<Covariance of {self.n_features} features, {self.count} samples>"
+        where = "" if self.device == "cpu" else f" on {self.device}"
+        return f"<Covariance of {self.n_features} features, {self.count} samples{where}>"
+
+    @property
+    def device(self) -> str:
+        """Where it lives: ``"cpu"`` (also while nothing has decided it) or ``"cuda:<number>"``."""
+        return self._core.device
 
     @property
     def n_features(self) -> int:
@@ -147,10 +158,12 @@ class Covariance:
         TypeError
             If `batch` is no floating array in native byte order, or `mask` is not boolean.
         ValueError
-            If a shape does not fit, a weight is negative, or a row that counts holds NaN, infinity
-            or numbers whose squares overflow. The state is then left bit for bit as it was.
+            If a shape does not fit, an array lies on another device, a weight is negative, or a
+            row that counts holds NaN, infinity or numbers whose squares overflow. The state is then
+            left bit for bit as it was. On a CUDA device, what the values are at fault for is raised
+            by the next call that waits.
         BackendError
-            If `batch` lies on an accelerator.
+            If `batch` lies on a device that cannot be used.
         """
         self._core.update(batch, *_rows(mask, weights))
         self._saw(batch)
@@ -174,7 +187,7 @@ class Covariance:
         TypeError
             If `other` is no Covariance.
         ValueError
-            If the sizes differ, or either side has no mean.
+            If the sizes or devices differ, or either side has no mean.
         """
         if not isinstance(other, Covariance):
             raise TypeError(f"other: got {type(other).__name__}, expected a Covariance")
@@ -331,8 +344,10 @@ class Covariance:
         _replace(Path(path), safetensors.numpy.save(tensors, metadata))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Covariance:
-        """Read what `save` wrote.
+    def load(
+        cls, path: str | os.PathLike[str], device: str | None = None, offload: bool = False
+    ) -> Covariance:
+        """Read what `save` wrote, to the CPU or to a CUDA device.
 
         Raises
         ------
@@ -367,6 +382,8 @@ class Covariance:
             tensors["reference"],
             tensors["offset"],
             tensors["scatter"],
+            device,
+            offload,
         )
         self = cls._wrap(core, Kind())
         self._input_dtypes = frozenset(filter(None, metadata.get("input_dtypes", "").split(",")))
@@ -404,6 +421,8 @@ class CrossCovariance:
     ----------
     n_x, n_y : int
         Numbers of features.
+    device, offload
+        As `Covariance` has them.
 
     Examples
     --------
@@ -415,9 +434,18 @@ class CrossCovariance:
     [[1.0, -1.0]]
     """
 
-    def __init__(self, n_x: int, n_y: int) -> None:
-        self._core = _core.CrossCovariance(integer("n_x", n_x), integer("n_y", n_y))
+    def __init__(
+        self, n_x: int, n_y: int, device: str | None = None, offload: bool = False
+    ) -> None:
+        self._core = _core.CrossCovariance(
+            integer("n_x", n_x), integer("n_y", n_y), device, offload
+        )
         self._kind = Kind()
+
+    @property
+    def device(self) -> str:
+        """Where it lives, as `Covariance.device`."""
+        return self._core.device
 
     @property
     def count(self) -> int:

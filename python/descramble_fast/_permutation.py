@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, Route
+from descramble_fast._arrays import Array, Kind, Route, on_host
 from descramble_fast._assignment import Progress, search_options
 from descramble_fast._covariance import Covariance, CrossCovariance
 from descramble_fast._descramble import SmoothnessDescrambler
@@ -401,13 +401,13 @@ def _width(argument: str, array: Array, axis: int = -1) -> int:
 
 def _order(r: Permutation | Array | Sequence[int], n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     if isinstance(r, Permutation):
-        if r.signs is not None and np.any(np.asarray(r.signs) < 0):
+        if r.signs is not None and np.any(on_host(r.signs) < 0):
             raise ValueError(
                 "r: got negative signs, expected a permutation: a sign commutes with odd "
                 "activations only"
             )
         r = r.permutation
-    order = np.asarray(r)
+    order = on_host(r)
     if order.dtype.kind not in "iu":
         raise TypeError(f"r: got dtype {order.dtype}, expected integers")
     if order.shape != (n,):

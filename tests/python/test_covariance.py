@@ -428,12 +428,19 @@ def test_there_is_at_least_one_feature(n: int) -> None:
 
 def test_a_state_beyond_all_memory_is_a_memory_error() -> None:
     with pytest.raises(MemoryError):
-        df.Covariance(2**24)  # 2^51 bytes, more than an address space
+        df.Covariance(2**24, device="cpu")  # 2^51 bytes, more than an address space
 
 
-def test_a_device_that_is_not_built_is_a_backend_error() -> None:
-    with pytest.raises(df.BackendError, match="cuda"):
+@pytest.mark.skipif(df.cuda_available(), reason="a CUDA device can be used")
+def test_a_device_that_cannot_be_used_is_a_backend_error() -> None:
+    with pytest.raises(df.BackendError, match=r"device: .*cuda"):
         df.Covariance(2, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:0:1"])
+def test_a_device_that_does_not_exist_is_a_value_error(device: str) -> None:
+    with pytest.raises(ValueError, match="device: "):
+        df.Covariance(2, device=device)
 
 
 def test_moments_of_nothing_are_undefined() -> None:

@@ -48,6 +48,10 @@ struct LinearAssignment {
 /// up to 10 kB for rows whose cheapest columns are much in demand; a copy of the costs where their
 /// last axis is not contiguous, or where n > m.
 ///
+/// Costs on a CUDA device are solved there where that is expected to be faster, and the answers lie
+/// there in any case. The route says where the work was done; problems with several optima go to
+/// the CPU, so that the answer is the same everywhere.
+///
 /// Throws InvalidArgument: shape; NaN or an infinity of the other sign, with its place; no
 /// assignment without a forbidden pair, with the row; initial duals that are not finite.
 DESCRAMBLE_FAST_EXPORT LinearAssignment linear_assignment(const ArrayView& cost,

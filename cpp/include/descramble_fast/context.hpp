@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "descramble_fast/export.hpp"
+#include "descramble_fast/view.hpp"
 
 namespace descramble_fast {
 
@@ -15,6 +16,9 @@ struct Context {
   /// Called now and then from the calling thread in long work, between steps that can be abandoned.
   /// It cancels the call by throwing; the call then leaves all state as it was.
   std::function<void()> poll;
+  /// The cudaStream_t that work on a CUDA device is queued on; null: the default stream. Calls
+  /// return when their results are there, Covariance::update when its work is queued.
+  void* stream = nullptr;
 };
 
 /// The default thread count: the last set_num_threads(), else DESCRAMBLE_FAST_NUM_THREADS, else
@@ -39,6 +43,18 @@ DESCRAMBLE_FAST_EXPORT std::vector<std::string> instruction_sets();
 /// The one in use: the highest, or what DESCRAMBLE_FAST_SIMD names. Throws InvalidArgument where it
 /// names none of those.
 DESCRAMBLE_FAST_EXPORT std::string instruction_set();
+
+/// Whether the CUDA backend is there, and a device that it can use. Loads it on the first call.
+DESCRAMBLE_FAST_EXPORT bool cuda_available();
+
+/// What comes on the context's stream from now on waits for what is on `stream` of this device now.
+DESCRAMBLE_FAST_EXPORT void wait_for(Device device, void* stream, const Context& context);
+
+/// The device that memory lies on, from its address; the CPU where CUDA does not know it.
+DESCRAMBLE_FAST_EXPORT Device device_of(const void* memory);
+
+/// The devices, the driver and the libraries in use, or why there are none.
+DESCRAMBLE_FAST_EXPORT std::string cuda_config();
 
 /// What the BLAS/LAPACK in use says of itself, e.g. its version and the core it chose.
 DESCRAMBLE_FAST_EXPORT std::string lapack_config();

@@ -12,9 +12,16 @@
 
 namespace descramble_fast {
 
-namespace cpu {
-class Moments;
-}
+class Accumulator;
+
+/// Where moments are accumulated.
+struct MomentsPlace {
+  /// Absent: where the first batch lies.
+  std::optional<Device> device = {};
+  /// On a CUDA device: the scatter, 8 n^2 bytes, is kept in the host's memory, which every update
+  /// then reads and writes over the bus.
+  bool offload = false;
+};
 
 /// Which rows of a batch count, and how often. Both have one entry per row.
 struct RowSelection {
@@ -32,18 +39,25 @@ struct RowSelection {
 /// by less than 1e-5 of the largest variance for means up to 1e6 deviations (float64: by rounding).
 /// Few rows at a time wait until there are enough for the kernels, which no result shows. Not
 /// synchronised, const members included: one object, one thread at a time.
+///
+/// All batches must lie on one device. On a CUDA device, updates are queued on the context's stream
+/// and return at once. A batch that cannot be taken (NaN, say) changes nothing there either, but
+/// the error is thrown by the next call that waits: count, weight, merge, or any that reads
+/// moments.
 class DESCRAMBLE_FAST_EXPORT Covariance {
  public:
-  /// 4 n^2 bytes, and as much again after an update of more rows than are packed at once. Throws
-  /// InvalidArgument for n < 1.
-  explicit Covariance(std::int64_t n);
+  /// 4 n^2 bytes, and as much again after an update of more rows than are packed at once; on a CUDA
+  /// device 8 n^2, and what moments_memory says while an update runs. Throws InvalidArgument for
+  /// n < 1, BackendError for a device that cannot be used.
+  explicit Covariance(std::int64_t n, MomentsPlace place = {});
   ~Covariance();
   Covariance(Covariance&&) noexcept;
   Covariance& operator=(Covariance&&) noexcept;
 
   /// Moments known from elsewhere. Without a mean only the uncentred second moment is defined.
   static Covariance from_moments(const ArrayView& second_moment,
-                                 const std::optional<ArrayView>& mean, double weight);
+                                 const std::optional<ArrayView>& mean, double weight,
+                                 MomentsPlace place = {});
   /// sum_i weights[i] C_i of the normalised, uncentred second moments.
   static Covariance combine(std::span<const Covariance* const> covariances,
                             std::span<const double> weights);
@@ -56,7 +70,9 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   void merge(const Covariance& other);
 
   std::int64_t size() const { return n_; }
-  std::int64_t count() const { return count_; }
+  /// The CPU while nothing has decided it.
+  Device device() const;
+  std::int64_t count() const;
   double weight() const;
   /// Whether the mean is known, so that centring is defined.
   bool has_mean() const { return has_mean_; }
@@ -78,19 +94,28 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   };
   State state() const;
   /// Throws InvalidArgument where the lengths disagree or an entry is negative, NaN or infinite.
-  static Covariance from_state(const State& state);
+  static Covariance from_state(const State& state, MomentsPlace place = {});
 
  private:
+  void move_to(MomentsPlace place);
+
   std::int64_t n_;
-  std::int64_t count_ = 0;
   bool has_mean_ = true;
-  std::unique_ptr<cpu::Moments> moments_;
+  std::unique_ptr<Accumulator> accumulator_;
 };
+
+/// The most bytes that an accumulator of n features takes on a CUDA device: for its state, and
+/// beside it while an update of so many rows runs, which all accumulators on a stream share.
+struct MomentsMemory {
+  std::int64_t state, update;
+};
+DESCRAMBLE_FAST_EXPORT MomentsMemory moments_memory(std::int64_t n, std::int64_t rows, DType dtype,
+                                                    bool offload = false);
 
 /// Streaming cross moments between two sets of features of the same samples.
 class DESCRAMBLE_FAST_EXPORT CrossCovariance {
  public:
-  CrossCovariance(std::int64_t n_x, std::int64_t n_y);
+  CrossCovariance(std::int64_t n_x, std::int64_t n_y, MomentsPlace place = {});
   ~CrossCovariance();
   CrossCovariance(CrossCovariance&&) noexcept;
   CrossCovariance& operator=(CrossCovariance&&) noexcept;
@@ -102,7 +127,8 @@ class DESCRAMBLE_FAST_EXPORT CrossCovariance {
 
   std::int64_t size_x() const { return n_x_; }
   std::int64_t size_y() const { return n_y_; }
-  std::int64_t count() const { return count_; }
+  Device device() const;
+  std::int64_t count() const;
   double weight() const;
   /// (sum of w x y^T) / weight, (n_x, n_y).
   Matrix<double> cross_moment() const;
@@ -111,8 +137,8 @@ class DESCRAMBLE_FAST_EXPORT CrossCovariance {
   Matrix<double> correlation() const;
 
  private:
-  std::int64_t n_x_, n_y_, count_ = 0;
-  std::unique_ptr<cpu::Moments> moments_;
+  std::int64_t n_x_, n_y_;
+  std::unique_ptr<Accumulator> accumulator_;
 };
 
 }  // namespace descramble_fast

@@ -50,6 +50,8 @@ class DESCRAMBLE_FAST_EXPORT Descrambler {
   virtual ~Descrambler() = default;
 
   virtual std::int64_t size() const = 0;
+  /// Where P and what it is applied to must lie.
+  virtual Device device() const = 0;
   virtual Matrix<double> matrix() const = 0;
 
   /// x -> (x - mean) P^T for samples (..., n); the mean is there only where C was centred.
@@ -76,6 +78,9 @@ class DESCRAMBLE_FAST_EXPORT Descrambler {
  protected:
   virtual Matrix<double> forward(Matrix<double> rows, const Context& context) const = 0;
   virtual Matrix<double> backward(Matrix<double> rows, const Context& context) const = 0;
+  /// (x - mean) P^T or z P + mean on the CUDA device; without a mean where it is null.
+  virtual Matrix<double> rotated(const ArrayView& rows, const double* mean, bool back,
+                                 const Context& context) const = 0;
 };
 
 /// P = T U^T, applied through a fast transform for T; P itself is formed only by matrix().
@@ -89,6 +94,7 @@ class DESCRAMBLE_FAST_EXPORT SmoothnessDescrambler final : public Descrambler {
   SmoothnessDescrambler(Operator op) : op(std::move(op)) {}
 
   std::int64_t size() const override { return op.size(); }
+  Device device() const override { return components.device(); }
   Matrix<double> matrix() const override;
   /// Row i is the i-th mode, rotated within its degenerate block as the gauge asks; (k, n).
   Matrix<double> modes() const;
@@ -111,6 +117,8 @@ class DESCRAMBLE_FAST_EXPORT SmoothnessDescrambler final : public Descrambler {
  protected:
   Matrix<double> forward(Matrix<double> rows, const Context& context) const override;
   Matrix<double> backward(Matrix<double> rows, const Context& context) const override;
+  Matrix<double> rotated(const ArrayView& rows, const double* mean, bool back,
+                         const Context& context) const override;
 };
 
 /// A descrambler of the trace or diagonal criterion: P as it stands.
@@ -119,7 +127,9 @@ class DESCRAMBLE_FAST_EXPORT MatrixDescrambler final : public Descrambler {
   explicit MatrixDescrambler(Matrix<double> p) : p_(std::move(p)) {}
 
   std::int64_t size() const override { return p_.rows(); }
-  Matrix<double> matrix() const override { return p_.copy(); }
+  Device device() const override { return p_.device(); }
+  Matrix<double> matrix() const override { return p_.to(p_.device(), {}); }
+  void move_to(Device device, const Context& context = {}) { p_ = p_.to(device, context); }
 
   /// Norm of the skew part of P grad^T over the norm of the gradient: 0 at a stationary point.
   double stationarity = 0;
@@ -128,6 +138,8 @@ class DESCRAMBLE_FAST_EXPORT MatrixDescrambler final : public Descrambler {
  protected:
   Matrix<double> forward(Matrix<double> rows, const Context& context) const override;
   Matrix<double> backward(Matrix<double> rows, const Context& context) const override;
+  Matrix<double> rotated(const ArrayView& rows, const double* mean, bool back,
+                         const Context& context) const override;
 
  private:
   Matrix<double> p_;

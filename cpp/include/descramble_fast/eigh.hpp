@@ -40,6 +40,10 @@ struct Eigh {
 /// Extra memory for one matrix: 3 n^2 elements for all pairs, n^2 + k n for k of them, result
 /// included; block Krylov takes up to n max(n / 8, 5 k) + n^2 / 32 doubles more while it runs.
 ///
+/// On a CUDA device small matrices are solved by Jacobi rotations, a block or a warp of threads to
+/// each, others by cuSOLVER, and checked in the same way; a matrix that every driver there fails
+/// on is solved on the CPU, which the route records. Results lie where `a` does.
+///
 /// Throws InvalidArgument (shape, k, NaN or infinity with its position, eigenvalues beyond T's
 /// range), TypeError (T narrower than the input), BackendError (every driver failed).
 template <class T>

@@ -47,6 +47,11 @@ class DESCRAMBLE_FAST_EXPORT Operator {
   void analyze(std::span<double> rows, const Context& context = {}) const;     // x -> T^T x
   void synthesize(std::span<double> rows, const Context& context = {}) const;  // z -> T z
 
+  // The same of any floating array (..., n), as a new (rows, n) matrix on its device.
+  Matrix<double> applied(const ArrayView& x, const Context& context = {}) const;
+  Matrix<double> analyzed(const ArrayView& x, const Context& context = {}) const;
+  Matrix<double> synthesized(const ArrayView& x, const Context& context = {}) const;
+
   struct Impl;
   /// For the library itself.
   const Impl& impl() const { return *impl_; }

@@ -5,6 +5,8 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
 
 #include "descramble_fast/export.hpp"
 
@@ -25,6 +27,9 @@ struct Device {
   int index = 0;
   friend bool operator==(const Device&, const Device&) = default;
 };
+
+/// "cpu", "cuda:0", ...
+DESCRAMBLE_FAST_EXPORT std::string name(Device device);
 
 /// The raw bits of an IEEE binary16 or a bfloat16 number: storage, no arithmetic.
 struct Float16 {
@@ -96,21 +101,32 @@ class DESCRAMBLE_FAST_EXPORT ArrayView {
   std::array<std::int64_t, max_rank> strides_{};
 };
 
-/// An owned, contiguous, row-major matrix; movable, uninitialised unless told otherwise.
+/// Memory of a device. Throws BackendError where there is none, OutOfMemory.
+DESCRAMBLE_FAST_EXPORT void* allocate_on(Device device, std::int64_t bytes);
+DESCRAMBLE_FAST_EXPORT void release_on(Device device, void* memory) noexcept;
+
+struct Context;
+/// From contiguous memory to contiguous memory of any two devices, after what is on the context's
+/// stream; has finished when it returns.
+DESCRAMBLE_FAST_EXPORT void copy_between(Device to_device, void* to, Device from_device,
+                                         const void* from, std::int64_t bytes,
+                                         const Context& context);
+
+/// An owned, contiguous, row-major matrix on a named device; movable, uninitialised unless told
+/// otherwise. Elements can be reached by C++ code on the CPU alone.
 template <class T>
 class Matrix {
  public:
   Matrix() = default;
-  Matrix(std::int64_t rows, std::int64_t columns)
-      : rows_(rows),
-        columns_(columns),
-        data_(std::make_unique_for_overwrite<T[]>(std::size_t(rows * columns))) {}
+  Matrix(std::int64_t rows, std::int64_t columns, Device device = {})
+      : rows_(rows), columns_(columns), data_(allocate(rows * columns, device), Release{device}) {}
   Matrix(std::int64_t rows, std::int64_t columns, T value) : Matrix(rows, columns) {
     for (T& x : values()) x = value;
   }
 
   std::int64_t rows() const { return rows_; }
   std::int64_t columns() const { return columns_; }
+  Device device() const { return data_.get_deleter().device; }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   std::span<T> values() { return {data_.get(), std::size_t(rows_ * columns_)}; }
@@ -121,20 +137,48 @@ class Matrix {
   const T& operator()(std::int64_t i, std::int64_t j) const {
     return data_[std::size_t(i * columns_ + j)];
   }
-  ArrayView view() const { return ArrayView(data(), {rows_, columns_}); }
+  ArrayView view() const {
+    const std::int64_t shape[] = {rows_, columns_};
+    return ArrayView(data(), dtype_of<T>, shape, device());
+  }
   Matrix copy() const {
     Matrix out(rows_, columns_);
     for (std::size_t i = 0; i < values().size(); ++i) out.data_[i] = data_[i];
     return out;
   }
+  /// Itself, or a copy on the CPU.
+  Matrix on_cpu(const Context& context) && {
+    return device().kind == DeviceKind::cpu ? std::move(*this) : to({}, context);
+  }
+  /// A copy on any device.
+  Matrix to(Device device, const Context& context) const {
+    Matrix out(rows_, columns_, device);
+    copy_between(device, out.data(), this->device(), data(),
+                 rows_ * columns_ * std::int64_t(sizeof(T)), context);
+    return out;
+  }
 
  private:
+  struct Release {
+    Device device;
+    void operator()(T* data) const {
+      if (device.kind == DeviceKind::cpu)
+        delete[] data;
+      else
+        release_on(device, data);
+    }
+  };
+  static T* allocate(std::int64_t size, Device device) {
+    if (device.kind == DeviceKind::cpu) return new T[std::size_t(size)];
+    return static_cast<T*>(allocate_on(device, size * std::int64_t(sizeof(T))));
+  }
+
   std::int64_t rows_ = 0;
   std::int64_t columns_ = 0;
-  std::unique_ptr<T[]> data_;
+  std::unique_ptr<T[], Release> data_;
 };
 
-/// A contiguous float64 copy of any floating array on the CPU, shape (rows, columns).
+/// A contiguous float64 copy on the CPU of any floating array, shape (rows, columns).
 DESCRAMBLE_FAST_EXPORT Matrix<double> to_float64(const ArrayView& a);
 
 /// A half-open range [begin, end) of columns that share one eigenvalue.

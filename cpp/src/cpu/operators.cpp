@@ -176,6 +176,11 @@ class Fourier final : public Spectral {
     return sum / double(n);
   }
 
+  ModesDescription describe() const override {
+    const double* const l = eigenvalues.data();
+    return {size(), l, {{cuda::ModeAxis::fourier, size(), l, order_.data(), nullptr}}, {}};
+  }
+
  protected:
   void fill(const double* rows, std::int64_t lanes, double* x) const override {
     const std::int64_t n = size();
@@ -274,6 +279,11 @@ class Cosine final : public Spectral {
     for (std::int64_t k = 0; k < n; ++k)
       sum += eigenvalues[std::size_t(k)] * energies[std::size_t(k)] * (k == 0 ? 0.5 : 1);
     return sum / double(n);
+  }
+
+  ModesDescription describe() const override {
+    const double* const l = eigenvalues.data();
+    return {size(), l, {{cuda::ModeAxis::cosine, size(), l, nullptr, nullptr}}, {}};
   }
 
  protected:
@@ -442,6 +452,23 @@ class Grid final : public Operator::Impl {
     return sum;
   }
 
+  // Axes that are grids themselves are laid out flat.
+  ModesDescription describe() const override {
+    ModesDescription out{size(), eigenvalues.data(), {}, {}};
+    std::vector<std::int64_t> products{0};
+    for (const SharedImpl& axis : axes_) {
+      const ModesDescription inner = axis->describe();
+      std::vector<std::int64_t> next;
+      for (const std::int64_t product : products)
+        for (std::int64_t i = 0; i < inner.n; ++i)
+          next.push_back(product * inner.n + inner.product(i));
+      products = std::move(next);
+      out.axes.insert(out.axes.end(), inner.axes.begin(), inner.axes.end());
+    }
+    for (const std::int64_t i : order_) out.order.push_back(products[std::size_t(i)]);
+    return out;
+  }
+
  private:
   std::vector<SharedImpl> axes_;
   // Sorted mode -> row-major index over the axes' modes.
@@ -478,6 +505,11 @@ class Dense final : public Operator::Impl {
             std::inner_product(product.row(i), product.row(i) + n, modes_.row(first + i), 0.0);
     });
     return std::accumulate(sums.begin(), sums.end(), 0.0);
+  }
+
+  ModesDescription describe() const override {
+    const double* const l = eigenvalues.data();
+    return {size(), l, {{cuda::ModeAxis::dense, size(), l, nullptr, modes_.data()}}, {}};
   }
 
  private:

@@ -9,6 +9,7 @@
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/operators.hpp"
 #include "descramble_fast/view.hpp"
+#include "modes.hpp"
 
 namespace descramble_fast {
 
@@ -30,6 +31,7 @@ struct Operator::Impl {
   virtual void synthesize(double* rows, std::int64_t count) const = 0;
   /// tr(L C) for a symmetric (n, n) matrix C.
   virtual double trace_with(const double* c, int threads) const = 0;
+  virtual ModesDescription describe() const = 0;
 
   std::int64_t size() const { return std::int64_t(eigenvalues.size()); }
 };

@@ -1,0 +1,147 @@
+#include "backend.hpp"
+
+#include "device.hpp"
+
+namespace descramble_fast::cuda {
+
+namespace {
+
+bool count_devices(int* count, Failure* failure) {
+  return guarded(failure, [&] { check(cudaGetDeviceCount(count), "cudaGetDeviceCount"); });
+}
+
+bool describe(int device, DeviceFacts* facts, Failure* failure) {
+  return guarded(device, failure, [&] {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    *facts = {};
+    for (std::size_t i = 0; i + 1 < sizeof facts->name && properties.name[i] != '\0'; ++i)
+      facts->name[i] = properties.name[i];
+    facts->major = properties.major;
+    facts->minor = properties.minor;
+    facts->multiprocessors = properties.multiProcessorCount;
+    std::size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    facts->free_memory = std::int64_t(free);
+    facts->total_memory = std::int64_t(total);
+    check(cudaDriverGetVersion(&facts->driver), "cudaDriverGetVersion");
+    check(cudaRuntimeGetVersion(&facts->runtime), "cudaRuntimeGetVersion");
+    const Queue queue{device};
+    const Blas blas(queue);
+    check(cublasGetVersion(blas.get(), &facts->cublas), "cublasGetVersion");
+    check(cusolverGetVersion(&facts->cusolver), "cusolverGetVersion");
+  });
+}
+
+bool locate(const void* memory, int* device, Failure* failure) {
+  return guarded(failure, [&] {
+    cudaPointerAttributes attributes;
+    check(cudaPointerGetAttributes(&attributes, memory), "cudaPointerGetAttributes");
+    const bool there =
+        attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+    *device = there ? attributes.device : -1;
+  });
+}
+
+// Not in stream order: these live longer than a call, and whoever uses them last may be on any
+// stream; cudaFree waits for all of them.
+bool allocate(int device, std::int64_t bytes, void** out, Failure* failure) {
+  return guarded(device, failure, [&] {
+    const cudaError_t status = cudaMalloc(out, std::size_t(bytes));
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw Error(Fault::out_of_memory,
+                  message("cuda:", device, " would not grant ", bytes, " bytes"));
+    }
+    check(status, "cudaMalloc");
+  });
+}
+
+void release(int device, void* memory) {
+  Failure ignored;  // at exit the driver may be gone, and the memory with it
+  guarded(device, &ignored, [&] { check(cudaFree(memory), "cudaFree"); });
+}
+
+bool copy(const Queue* queue, void* to, const void* from, std::int64_t bytes, Failure* failure) {
+  return guarded(queue->device, failure, [&] {
+    if (bytes == 0) return;
+    check(cudaMemcpyAsync(to, from, std::size_t(bytes), cudaMemcpyDefault, stream_of(*queue)),
+          "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(stream_of(*queue)), "cudaStreamSynchronize");
+  });
+}
+
+bool convert(const Queue* queue, const ArrayView* from, DType to_type, void* to, Failure* failure) {
+  return guarded(queue->device, failure, [&] {
+    if (to_type == DType::float64)
+      convert_rows(*queue, strided(*from), static_cast<double*>(to));
+    else if (to_type == DType::float32)
+      convert_rows(*queue, strided(*from), static_cast<float*>(to));
+    else
+      throw Error(Fault::backend, "convert: to float32 or float64 only");
+    check(cudaStreamSynchronize(stream_of(*queue)), "cudaStreamSynchronize");
+  });
+}
+
+bool synchronize(const Queue* queue, Failure* failure) {
+  return guarded(queue->device, failure,
+                 [&] { check(cudaStreamSynchronize(stream_of(*queue)), "cudaStreamSynchronize"); });
+}
+
+bool order(const Queue* before, const Queue* after, Failure* failure) {
+  if (before->stream == after->stream && before->device == after->device) return true;
+  return guarded(before->device, failure, [&] {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    const cudaError_t recorded = cudaEventRecord(event, stream_of(*before));
+    cudaError_t waits = recorded;
+    if (recorded == cudaSuccess) {
+      const OnDevice current(after->device);
+      waits = cudaStreamWaitEvent(stream_of(*after), event, 0);
+    }
+    cudaEventDestroy(event);  // takes effect once it was reached
+    check(waits, "cudaStreamWaitEvent");
+  });
+}
+
+constexpr Backend table{backend_version,
+                        count_devices,
+                        describe,
+                        locate,
+                        allocate,
+                        release,
+                        copy,
+                        convert,
+                        synchronize,
+                        order,
+                        moments_create,
+                        moments_destroy,
+                        moments_memory,
+                        moments_add,
+                        moments_report,
+                        moments_merge,
+                        moments_mean,
+                        moments_read,
+                        moments_correlation,
+                        moments_assume,
+                        eigh,
+                        assignment_pays,
+                        assign,
+                        roughness,
+                        leading_rows,
+                        orthogonality_error,
+                        rotate,
+                        rotated_modes,
+                        analyze,
+                        synthesize,
+                        apply,
+                        preactivation_moment};
+
+}  // namespace
+
+}  // namespace descramble_fast::cuda
+
+extern "C" __attribute__((visibility("default"))) const descramble_fast::cuda::Backend*
+descramble_fast_cuda_backend() {
+  return &descramble_fast::cuda::table;
+}

@@ -1,0 +1,183 @@
+#include "device.hpp"
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <utility>
+
+namespace descramble_fast::cuda {
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that is not sticky shall not meet the next caller
+  throw Error(status == cudaErrorMemoryAllocation ? Fault::out_of_memory : Fault::backend,
+              message(call, ": ", cudaGetErrorName(status), " (", cudaGetErrorString(status), ")"));
+}
+
+void check(cublasStatus_t status, const char* call) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw Error(status == CUBLAS_STATUS_ALLOC_FAILED ? Fault::out_of_memory : Fault::backend,
+                message(call, ": ", cublasGetStatusName(status)));
+}
+
+void check(cusolverStatus_t status, const char* call) {
+  if (status != CUSOLVER_STATUS_SUCCESS)
+    throw Error(status == CUSOLVER_STATUS_ALLOC_FAILED ? Fault::out_of_memory : Fault::backend,
+                message(call, ": cuSOLVER status ", int(status)));
+}
+
+OnDevice::OnDevice(int device) {
+  check(cudaGetDevice(&before_), "cudaGetDevice");
+  check(cudaSetDevice(device), "cudaSetDevice");
+}
+
+OnDevice::~OnDevice() { cudaSetDevice(before_); }
+
+void poll(const Queue& queue) {
+  if (queue.cancelled != nullptr && queue.cancelled(queue.with))
+    throw Error(Fault::backend, "cancelled");
+}
+
+namespace {
+
+// A pool of our own: that of the device is for its other users to set up. It keeps what a usual
+// call takes, as asking the system at every call costs more than many of them.
+cudaMemPool_t memory_pool() {
+  constexpr std::uint64_t kept = std::uint64_t(1) << 29;
+  static std::mutex mutex;
+  static auto& pools = *new std::map<int, cudaMemPool_t>;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard lock(mutex);
+  cudaMemPool_t& pool = pools[device];
+  if (pool == nullptr) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location = {cudaMemLocationTypeDevice, device};
+    check(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate");
+    std::uint64_t threshold = kept;
+    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold),
+          "cudaMemPoolSetAttribute");
+  }
+  return pool;
+}
+
+}  // namespace
+
+void* allocate_in_order(std::int64_t bytes, cudaStream_t stream) {
+  void* memory = nullptr;
+  const cudaError_t status =
+      cudaMallocFromPoolAsync(&memory, std::size_t(bytes), memory_pool(), stream);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error(Fault::out_of_memory,
+                message("the device would not grant ", bytes, " bytes of work space"));
+  }
+  check(status, "cudaMallocFromPoolAsync");
+  return memory;
+}
+
+namespace {
+
+// Idle handles by device and stream: the work space of one may still be in use by what is queued
+// there. They live as long as the process: at its end the driver may be gone.
+template <class Handle>
+class Pool {
+ public:
+  template <class Create>
+  Handle take(const Queue& queue, const Create& create) {
+    {
+      const std::lock_guard lock(mutex_);
+      std::vector<Handle>& idle = idle_[{queue.device, queue.stream}];
+      if (!idle.empty()) {
+        const Handle handle = idle.back();
+        idle.pop_back();
+        return handle;
+      }
+    }
+    return create();
+  }
+
+  void give_back(const Queue& queue, Handle handle) {
+    const std::lock_guard lock(mutex_);
+    idle_[{queue.device, queue.stream}].push_back(handle);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::pair<int, void*>, std::vector<Handle>> idle_;
+};
+
+template <class Handle>
+Pool<Handle>& pool() {
+  static auto& pool = *new Pool<Handle>;
+  return pool;
+}
+
+template <class T>
+__global__ void convert_kernel(Strided from, T* out) {
+  const std::int64_t size = from.rows * from.columns;
+  const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
+  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < size; i += step) {
+    const std::int64_t row = i / from.columns, column = i % from.columns;
+    const std::int64_t stride = from.rank == 0 ? 1 : from.strides[from.rank - 1];
+    out[i] = T(load(from.data, from.dtype, row_offset(from, row) + column * stride));
+  }
+}
+
+}  // namespace
+
+Blas::Blas(const Queue& queue) : queue_(queue) {
+  handle_ = pool<cublasHandle_t>().take(queue, [] {
+    cublasHandle_t handle = nullptr;
+    check(cublasCreate(&handle), "cublasCreate");
+    return handle;
+  });
+  check(cublasSetStream(handle_, stream_of(queue)), "cublasSetStream");
+}
+
+Blas::~Blas() { pool<cublasHandle_t>().give_back(queue_, handle_); }
+
+Solver::Solver(const Queue& queue) : queue_(queue) {
+  handle_ = pool<cusolverDnHandle_t>().take(queue, [] {
+    cusolverDnHandle_t handle = nullptr;
+    check(cusolverDnCreate(&handle), "cusolverDnCreate");
+    return handle;
+  });
+  check(cusolverDnSetStream(handle_, stream_of(queue)), "cusolverDnSetStream");
+}
+
+Solver::~Solver() { pool<cusolverDnHandle_t>().give_back(queue_, handle_); }
+
+void multiply(const Queue& queue, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
+              const Operand& a, const Operand& b, double beta, double* c, std::int64_t c_stride) {
+  if (m == 0 || n == 0) return;
+  const Blas blas(queue);
+  // Column-major, everything is transposed: C^T = op(B)^T A^T.
+  const auto letter = [](const Operand& x) { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  check(cublasDgemm_64(blas.get(), letter(b), letter(a), n, m, k, &alpha, b.data, b.stride, a.data,
+                       a.stride, &beta, c, c_stride),
+        "cublasDgemm");
+}
+
+Strided strided(const ArrayView& view) {
+  Strided out{view.data(), view.dtype(), view.rank(), {}, {}, 1, 1};
+  for (int i = 0; i < out.rank; ++i) {
+    out.shape[i] = view.shape()[std::size_t(i)];
+    out.strides[i] = view.strides()[std::size_t(i)];
+    (i + 1 < out.rank ? out.rows : out.columns) *= out.shape[i];
+  }
+  return out;
+}
+
+template <class T>
+void convert_rows(const Queue& queue, const Strided& from, T* out) {
+  constexpr int threads = 256;
+  const std::int64_t size = from.rows * from.columns;
+  launch(queue, blocks_for(size, threads * 4), threads, 0, convert_kernel<T>, from, out);
+}
+
+template void convert_rows(const Queue&, const Strided&, float*);
+template void convert_rows(const Queue&, const Strided&, double*);
+
+}  // namespace descramble_fast::cuda

@@ -1,0 +1,423 @@
+"""The same statements about every device that arrays can lie on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from devices import WAYS, CudaInterfaceOnly, Put, host, on_cuda
+from numpy.typing import NDArray
+from reference import (
+    EPS,
+    best_assignment,
+    cross_two_pass,
+    spread_moment,
+    symmetric,
+    two_pass,
+    worst,
+)
+
+import descramble_fast as df
+from descramble_fast import _core
+
+each_way = pytest.mark.parametrize("put", WAYS)
+each_dtype = pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda t: t.__name__
+)
+
+
+def samples(rows: int, n: int, mean: float = 0.0, dtype: Any = np.float64, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(rows, n)) @ rng.normal(size=(n, n)) + mean).astype(dtype)
+
+
+def tolerance(dtype: Any) -> float:
+    return 1e-12 if dtype == np.float64 else 1e-6
+
+
+def put_if_named(put: Put, dtype: Any) -> None:
+    if dtype is ml_dtypes.bfloat16 and put is not np.asarray and put is not _FROM_NUMPY:
+        pytest.skip("torch and CuPy do not take NumPy's bfloat16")
+
+
+_FROM_NUMPY = _core.DeviceArray.from_numpy
+
+
+def assert_moments(cov: df.Covariance, x: Any, weights: Any = None) -> None:
+    mean, second, covariance = two_pass(x, weights)
+    bound = tolerance(x.dtype)
+    scale = covariance.diagonal().max()
+    assert np.abs(host(cov.covariance()) - covariance).max() <= bound * scale
+    assert worst(host(cov.second_moment()), second) <= bound
+    assert np.abs(host(cov.mean) - mean).max() <= bound * (np.abs(mean).max() + np.sqrt(scale))
+
+
+# Moments ------------------------------------------------------------------------------------------
+
+
+@each_way
+@each_dtype
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_moments_are_those_of_two_passes(put: Put, dtype: Any, mean: float) -> None:
+    put_if_named(put, dtype)
+    x = samples(300, 20, mean, dtype)
+    cov = df.Covariance(20).update(put(x[:97])).update(put(x[97:].reshape(7, 29, 20)))
+    assert (cov.count, cov.weight) == (300, 300.0)
+    assert_moments(cov, x)
+
+
+@each_way
+def test_masks_and_weights_choose_rows(put: Put) -> None:
+    x = samples(200, 9)
+    rng = np.random.default_rng(1)
+    mask, weights = rng.random(200) < 0.7, rng.integers(0, 3, 200).astype(np.float64)
+    x[~mask] = np.nan
+    cov = df.Covariance(9).update(put(x), mask=put(mask), weights=put(weights))
+    kept = mask & (weights > 0)
+    assert (cov.count, cov.weight) == (kept.sum(), weights[mask].sum())
+    assert_moments(cov, x[kept], weights[kept])
+
+
+@each_way
+def test_a_bad_batch_changes_nothing_and_is_named(put: Put) -> None:
+    x = samples(50, 6)
+    bad = x.copy()
+    bad[17, 4] = np.nan
+    cov = df.Covariance(6).update(put(x))
+    before = host(cov.covariance())
+    with pytest.raises(ValueError, match="row 17, column 4"):
+        _ = cov.update(put(bad)).count
+    cov_after = host(cov.covariance())
+    assert np.array_equal(before, cov_after)
+    assert cov.update(put(x)).count == 100
+
+
+@each_way
+def test_merging_is_adding_samples(put: Put) -> None:
+    x = samples(120, 7, mean=5.0)
+    parts = [df.Covariance.from_samples(put(part)) for part in (x[:50], x[50:60], x[60:])]
+    merged = df.Covariance(7).merge(parts[0]).merge(parts[1]).merge(parts[2])
+    assert merged.count == 120
+    assert_moments(merged, x)
+
+
+@each_way
+def test_saved_state_comes_back(put: Put, tmp_path: Path) -> None:
+    x = samples(80, 5, mean=3.0)
+    cov = df.Covariance.from_samples(put(x))
+    cov.save(tmp_path / "state.safetensors")
+    for device in dict.fromkeys(("cpu", cov.device)):
+        loaded = df.Covariance.load(tmp_path / "state.safetensors", device=device)
+        assert loaded.device == device
+        assert loaded.count == 80
+        assert_moments(loaded, x)
+
+
+@each_way
+def test_cross_moments(put: Put) -> None:
+    x, y = samples(150, 6, 2.0), samples(150, 4, -1.0, seed=3)
+    y[:, 0] += x[:, 0]
+    cross = df.CrossCovariance(6, 4)
+    cross.update(put(x[:70]), put(y[:70])).update(put(x[70:]), put(y[70:]))
+    second, covariance = cross_two_pass(x, y)
+    assert worst(host(cross.cross_moment()), second) <= 1e-12
+    assert worst(host(cross.cross_covariance()), covariance) <= 1e-12
+    expected = covariance / np.outer(x.std(axis=0), y.std(axis=0))
+    assert np.abs(host(cross.correlation()) - expected).max() <= 1e-12
+
+
+@each_way
+def test_combined_moments_lie_where_their_parts_do(put: Put) -> None:
+    a, b = spread_moment(5, np.random.default_rng(0)), spread_moment(5, np.random.default_rng(1))
+    parts = [df.Covariance.from_moments(put(a)), df.Covariance.from_moments(put(b))]
+    both = df.Covariance.combine(parts, [1.0, 0.5])
+    assert both.device == parts[0].device
+    assert worst(host(both.second_moment()), a + b / 2) <= 4 * EPS
+
+
+# Eigenproblems ------------------------------------------------------------------------------------
+
+
+@each_way
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda t: t.__name__)
+@pytest.mark.parametrize(("batch", "n", "k"), [(5, 1, 1), (7, 6, 6), (3, 33, 33), (2, 40, 5)])
+def test_eigenpairs(put: Put, dtype: Any, batch: int, n: int, k: int) -> None:
+    rng = np.random.default_rng(n)
+    a = np.stack([symmetric(n, rng) for _ in range(batch)]).astype(dtype)
+    w = df.eigh(put(a), k=None if k == n else k)
+    values, vectors = host(w.eigenvalues), host(w.eigenvectors)
+    assert values.dtype == vectors.dtype == dtype
+    assert (values.shape, vectors.shape) == ((batch, k), (batch, n, k))
+    limit = 50 * n * np.finfo(dtype).eps
+    wide, v = a.astype(np.float64), vectors.astype(np.float64)
+    norm = np.linalg.norm(wide, ord=2, axis=(1, 2))
+    residual = np.linalg.norm(wide @ v - v * values[:, None, :], axis=(1, 2))
+    assert (residual <= limit * norm).all()
+    assert np.abs(v.swapaxes(1, 2) @ v - np.eye(k)).max() <= limit
+    assert (np.diff(values) >= 0).all()
+    expected = np.linalg.eigvalsh(wide)[:, n - k :]
+    assert np.abs(values - expected).max() <= limit * norm.max()
+
+
+@each_way
+def test_a_bad_matrix_is_named(put: Put) -> None:
+    a = np.stack([np.eye(4)] * 3)
+    a[2, 3, 1] = np.inf
+    with pytest.raises(ValueError, match="row 3, column 1 of matrix 2"):
+        df.eigh(put(a))
+
+
+# Assignment ---------------------------------------------------------------------------------------
+
+
+@each_way
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 6), (6, 4)])
+def test_assignments_are_optimal(put: Put, maximize: bool, n: int, m: int) -> None:
+    costs = np.random.default_rng(n).random((3, n, m))
+    r = df.linear_assignment(put(costs), maximize=maximize)
+    columns, u, v = host(r.columns), host(r.row_duals), host(r.column_duals)
+    for b, cost in enumerate(costs):
+        rows = np.flatnonzero(columns[b] >= 0)
+        assert len(set(columns[b][rows])) == len(rows) == min(n, m)
+        assert abs(cost[rows, columns[b][rows]].sum() - best_assignment(cost, maximize)) <= 1e-12
+        slack = (u[b][:, None] + v[b] - cost) * (-1 if maximize else 1)
+        assert slack.max() <= 1e-12
+    assert np.array_equal(columns, host(df.linear_assignment(costs, maximize=maximize).columns))
+
+
+@each_way
+def test_ties_are_broken_the_same_way_everywhere(put: Put) -> None:
+    costs = np.random.default_rng(0).integers(0, 3, (40, 8, 8)).astype(np.float32)
+    here = df.linear_assignment(costs)
+    there = df.linear_assignment(put(costs))
+    assert np.array_equal(host(here.columns), host(there.columns))
+    assert np.array_equal(host(here.cost), host(there.cost))
+
+
+@each_way
+def test_what_has_no_assignment_is_named(put: Put) -> None:
+    costs = np.ones((4, 3, 3))
+    costs[2, 1] = np.inf
+    with pytest.raises(ValueError, match="problem 2"):
+        df.linear_assignment(put(costs))
+
+
+# Descramblers -------------------------------------------------------------------------------------
+
+OPERATORS = {
+    "fourier": lambda n: df.operators.fourier(n),
+    "path": lambda n: df.operators.difference(n, 1, "path"),
+    "matrix": lambda n: df.operators.from_matrix(spread_moment(n, np.random.default_rng(2))),
+}
+
+
+@each_way
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(("center", "k"), [(False, None), (True, None), (False, 4)])
+def test_a_descrambler_is_the_one_of_the_cpu(
+    put: Put, operator: str, center: bool, k: int | None
+) -> None:
+    n = 13
+    x, W, W_next = samples(90, n, mean=0.5), samples(n, 6), samples(3, n)
+    op = OPERATORS[operator](n)
+    here = df.descramble(x, operator=op, center=center, k=k)
+    there = df.descramble(put(x), operator=op, center=center, k=k)
+    assert there.cost == pytest.approx(here.cost, abs=here.cost_error + there.cost_error)
+    assert there.initial_cost == pytest.approx(here.initial_cost, rel=1e-12)
+    assert there.orthogonality_error <= 50 * n * EPS
+    for name in ("matrix", "components", "modes", "eigenvalues"):
+        assert worst(host(getattr(there, name)), getattr(here, name)) <= 1e-9
+    assert worst(host(there.transform(put(x))), here.transform(x)) <= 1e-9
+    assert worst(host(there.inverse_transform(put(x))), here.inverse_transform(x)) <= 1e-9
+    assert worst(host(there.transform_weight(put(W))), here.transform_weight(W)) <= 1e-9
+    next_weight = host(there.transform_next_weight(put(W_next)))
+    assert worst(next_weight, here.transform_next_weight(W_next)) <= 1e-9
+
+
+@each_way
+def test_gauges_keep_neurons_near(put: Put) -> None:
+    x = samples(60, 8)
+    here, there = (df.descramble(a, gauge="identity") for a in (x, put(x)))
+    assert worst(host(there.matrix), here.matrix) <= 1e-8
+    near = df.descramble(put(x), gauge=put(here.matrix))
+    assert worst(host(near.matrix), here.matrix) <= 1e-8
+
+
+@each_way
+def test_many_layers_are_solved_together(put: Put) -> None:
+    layers = [samples(40, n, seed=n) for n in (6, 9, 6, 6)]
+    alone = [df.descramble(x) for x in layers]
+    together = df.descramble_many([df.Covariance.from_samples(put(x)) for x in layers])
+    for one, other in zip(alone, together, strict=True):
+        assert other.cost == pytest.approx(one.cost, rel=1e-10)
+        assert worst(host(other.matrix), one.matrix) <= 1e-8
+
+
+@each_way
+@pytest.mark.parametrize("criterion", ["smoothness", "trace", "diagonal"])
+def test_weights_are_descrambled(put: Put, criterion: Any) -> None:
+    W, x = samples(7, 7), samples(2, 7)
+    here = df.descramble_weights(W, criterion=criterion)
+    there = df.descramble_weights(put(W), criterion=criterion)
+    assert there.cost == pytest.approx(here.cost, rel=1e-9)
+    assert worst(host(there.matrix), here.matrix) <= 1e-8
+    assert worst(host(there.transform(put(x))), here.transform(x)) <= 1e-8
+    assert worst(host(there.inverse_transform(put(x))), here.inverse_transform(x)) <= 1e-8
+
+
+@each_way
+def test_preactivations_from_moments_of_inputs(put: Put) -> None:
+    W, bias, s = samples(6, 4), samples(1, 6)[0], spread_moment(4, np.random.default_rng(5))
+    mean = np.full(4, 0.1)
+    known = {"bias": bias, "input_second_moment": s + np.outer(mean, mean), "input_mean": mean}
+    here = df.descramble_weights(W, **known)
+    there = df.descramble_weights(put(W), **{name: put(a) for name, a in known.items()})
+    assert there.cost == pytest.approx(here.cost, rel=1e-9)
+    assert worst(host(there.eigenvalues), here.eigenvalues) <= 1e-10
+
+
+@each_way
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_act_alike(put: Put, operator: str) -> None:
+    op, x = OPERATORS[operator](12), samples(5, 12, dtype=np.float32)
+    for act in (op.apply, op.analyze, op.synthesize):
+        assert worst(host(act(put(x))), act(x)) <= 1e-12
+
+
+@each_way
+def test_orders_are_those_of_the_cpu(put: Put) -> None:
+    x, W = samples(60, 10), samples(10, 10)
+    here, there = df.descramble_permutation(x), df.descramble_permutation(put(x))
+    # (An order on a ring may begin anywhere.)
+    assert sorted(host(there.permutation)) == list(range(10))
+    assert there.cost == pytest.approx(here.cost, rel=1e-10)
+    here = df.descramble_weights(W, criterion="trace", restrict="permutation")
+    there = df.descramble_weights(put(W), criterion="trace", restrict="permutation")
+    assert np.array_equal(host(there.permutation), here.permutation)
+    matched = df.match_modes(df.descramble(put(x)))
+    assert np.array_equal(host(matched.modes), df.match_modes(df.descramble(x)).modes)
+
+
+# What only a device has ---------------------------------------------------------------------------
+
+
+@on_cuda
+def test_the_route_names_the_device() -> None:
+    x = _FROM_NUMPY(samples(50, 6))
+    d = df.descramble(x)
+    assert d.route.device == "cuda:0"
+    assert d.route.driver
+    assert d.route.fallbacks == ()
+    assert df.eigh(d.matrix).route.device == "cuda:0"
+    order = df.descramble_permutation(x)
+    assert any("cuda:0" in fallback for fallback in order.route.fallbacks)
+
+
+@on_cuda
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_cuda_array_interface_is_read_with_its_strides(step: int) -> None:
+    x, mask = samples(40, 5, dtype=np.float32), np.arange(40) % 3 > 0
+    cov = df.Covariance(5).update(CudaInterfaceOnly(x, step), mask=CudaInterfaceOnly(mask, step))
+    assert_moments(cov, x[mask])
+
+
+@on_cuda
+def test_device_arrays_carry_their_contents_and_axes() -> None:
+    for dtype in (np.bool_, np.int64, np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
+        array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+        there = _FROM_NUMPY(array)
+        assert there.numpy().tobytes() == array.tobytes()
+        assert np.array_equal(there.swapaxes(0, 2).numpy(), array.swapaxes(0, 2))
+        assert (there.shape, there.dtype, there.device) == (array.shape, array.dtype.name, "cuda:0")
+    turned = _FROM_NUMPY(samples(7, 4)).T
+    assert df.Covariance.from_samples(turned).n_features == 7
+
+
+@on_cuda
+def test_mixed_devices_are_refused() -> None:
+    x = samples(30, 4)
+    there = _FROM_NUMPY(x)
+    on_device, on_cpu = df.Covariance.from_samples(there), df.Covariance.from_samples(x)
+    d_device, d_cpu = df.descramble(there), df.descramble(x)
+    for call in (
+        lambda: on_device.update(x),
+        lambda: on_cpu.update(there),
+        lambda: on_device.merge(on_cpu),
+        lambda: on_cpu.merge(on_device),
+        lambda: on_device.update(there, mask=np.ones(30, dtype=bool)),
+        lambda: df.CrossCovariance(4, 4).update(there, x),
+        lambda: d_device.transform(x),
+        lambda: d_cpu.transform(there),
+        lambda: df.Covariance(4, device="cpu").update(there),
+        lambda: df.Covariance.combine([on_device, on_cpu], [1, 1]),
+    ):
+        with pytest.raises(ValueError, match=r"lies on (cpu|cuda:0), expected (cpu|cuda:0)"):
+            call()
+    assert on_device.count == on_cpu.count == 30
+
+
+@on_cuda
+def test_offloaded_moments_are_the_same() -> None:
+    x = samples(500, 24, mean=4.0, dtype=np.float32)
+    near, far = (df.Covariance(24, device="cuda", offload=away) for away in (False, True))
+    for cov in (near, far):
+        cov.update(_FROM_NUMPY(x[:300])).update(_FROM_NUMPY(x[300:]))
+    assert np.array_equal(host(near.covariance()), host(far.covariance()))
+
+
+@on_cuda
+def test_a_device_that_is_not_there_is_a_backend_error() -> None:
+    with pytest.raises(df.BackendError):
+        df.Covariance(3, device="cuda:99")
+
+
+@on_cuda
+def test_many_small_problems_go_to_the_device_and_few_do_not() -> None:
+    costs = np.random.default_rng(0).random((4000, 8, 8)).astype(np.float32)
+    many = df.linear_assignment(_FROM_NUMPY(costs))
+    assert many.route.device == "cuda:0"
+    few = df.linear_assignment(_FROM_NUMPY(costs[:2]))
+    assert few.route.device == "cpu"
+    assert "faster" in few.route.fallbacks[0]
+    assert np.array_equal(host(many.columns), df.linear_assignment(costs).columns)
+
+
+def test_importing_loads_no_backend(fresh_python: Any) -> None:
+    out = fresh_python(
+        """
+        import descramble_fast
+        maps = open("/proc/self/maps").read()
+        print("libdescramble_fast_cuda" in maps, "libcublas" in maps)
+        """
+    )
+    assert out.split() == ["False", "False"]
+
+
+def test_a_missing_backend_is_explained(fresh_python: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(os.environ, "DESCRAMBLE_FAST_CUDA_LIBRARY", "/nowhere/lib.so")
+    out = fresh_python("import descramble_fast as df; print(df.show_config('dict')['cuda'])")
+    assert "/nowhere/lib.so" in out
+
+
+@on_cuda
+def test_results_come_in_kind() -> None:
+    x = _FROM_NUMPY(samples(20, 3))
+    results: list[Any] = [
+        df.Covariance.from_samples(x).second_moment(),
+        df.Covariance.from_samples(x).mean,
+        df.eigh(df.Covariance.from_samples(x).covariance()).eigenvectors,
+        df.linear_assignment(x).columns,
+        df.descramble(x).matrix,
+    ]
+    assert all(isinstance(r, _core.DeviceArray) for r in results)
+    assert [r.device for r in results] == ["cuda:0"] * 5
+
+
+def test_host_takes_any_result() -> None:
+    array: NDArray[np.float64] = np.eye(2)
+    assert host(array) is array
