@@ -259,6 +259,20 @@ def test_leading_axes_are_rows() -> None:
     assert df.Covariance(5).update(x).count == 24
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda t: t.__name__)
+@pytest.mark.parametrize(("rows", "n"), [(70, 5), (1000, 130), (3000, 40)])
+def test_16_bit_numbers_far_from_zero_have_exact_products(dtype: Any, rows: int, n: int) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(rows, n)) + 30).astype(dtype)
+    whole = df.Covariance.from_samples(x)
+    chunks, merged = df.Covariance(n), df.Covariance(n)
+    for part in np.array_split(x, 7):
+        chunks.update(part)
+        merged.merge(df.Covariance.from_samples(part))
+    for cov in (whole, chunks, merged):
+        assert error(cov, x) <= TIGHT
+
+
 @pytest.mark.parametrize(
     "view",
     [

@@ -129,30 +129,63 @@ Arithmetic arithmetic_for(std::span<const ArrayView> batches, const Rows& rows,
   return Arithmetic::single;
 }
 
-// The mean of a few rows from all over a panel, by padded column; exact for constant columns.
-std::vector<double> sample_mean(const Source& source, std::int64_t padded) {
+// By padded column.
+struct Centre {
+  std::vector<double> mean, variance;
+};
+
+// Of a few rows from all over a panel; exact for constant columns.
+Centre sample_centre(const Source& source, std::int64_t padded) {
   constexpr std::int64_t most = 32;
   const std::int64_t count = std::min(most, source.end - source.begin);
   const std::int64_t step = (source.end - source.begin) / count;
-  std::vector<double> mean(std::size_t(padded), 0), first(std::size_t(padded), 0),
-      row(std::size_t(padded), 0);
+  std::vector<double> mean(std::size_t(padded), 0), square = mean, first = mean, row = mean;
   for (std::int64_t i = 0; i < count; ++i) {
     for (std::size_t side = 0; side < source.batches.size(); ++side)
       widen_row(source.batches[side], source.rows[source.begin + i * step],
                 row.data() + source.firsts[side]);
     if (i == 0) first = row;
-    for (std::size_t j = 0; j < row.size(); ++j) mean[j] += (row[j] - first[j]) / double(count);
+    for (std::size_t j = 0; j < row.size(); ++j) {
+      const double difference = row[j] - first[j];
+      mean[j] += difference / double(count);
+      square[j] += difference * difference / double(count);
+    }
   }
-  for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += first[j];
-  return mean;
+  for (std::size_t j = 0; j < mean.size(); ++j) {
+    square[j] -= mean[j] * mean[j];
+    mean[j] += first[j];
+  }
+  return {std::move(mean), std::move(square)};
 }
 
-// As the arithmetic holds it; 0 where it holds nothing finite.
-void round_to(Arithmetic arithmetic, std::vector<double>& reference) {
-  for (double& x : reference) {
-    if (arithmetic == Arithmetic::single) x = double(float(x));
+// Of the significand.
+int digits_of(DType dtype) {
+  return dtype == DType::float16 ? 11 : dtype == DType::bfloat16 ? 8 : 24;
+}
+
+double rounded(double x, int digits) {
+  int exponent = 0;
+  const double fraction = std::frexp(x, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, digits)), exponent - digits);
+}
+
+// A reference as the arithmetic holds it; 0 where it holds nothing finite. Numbers of 16 bits that
+// are far from 0 lie on a grid; from a place on it they have differences of few digits, whose
+// products float adds up without rounding.
+std::vector<double> reference_at(Centre centre, Arithmetic arithmetic, const Source& source) {
+  constexpr double far = 8;
+  std::size_t side = 0;
+  for (std::size_t j = 0; j < centre.mean.size(); ++j) {
+    double& x = centre.mean[j];
+    while (side + 1 < source.firsts.size() && std::int64_t(j) >= source.firsts[side + 1]) ++side;
+    if (arithmetic == Arithmetic::single) {
+      if (x * x > far * far * centre.variance[j])
+        x = rounded(x, digits_of(source.batches[side].dtype()));
+      x = double(float(x));
+    }
     if (!std::isfinite(x)) x = 0;
   }
+  return std::move(centre.mean);
 }
 
 bool holds(Arithmetic arithmetic, std::span<const double> reference) {
@@ -253,9 +286,13 @@ class Moments::Draft {
       if (moved || !is_far_now(arithmetic, sums)) return {};
       moved = fresh_ = true;
       if (arithmetic == Arithmetic::pairs) arithmetic = Arithmetic::single;
-      for (std::size_t j = 0; j < packed_about_.size(); ++j)
-        packed_about_[j] += sums.sum[j] / weight_packed_;
-      round_to(arithmetic, packed_about_);
+      Centre centre{packed_about_, sums.square};
+      for (std::size_t j = 0; j < packed_about_.size(); ++j) {
+        const double shift = sums.sum[j] / weight_packed_;
+        centre.mean[j] += shift;
+        centre.variance[j] = centre.variance[j] / weight_packed_ - shift * shift;
+      }
+      packed_about_ = reference_at(std::move(centre), arithmetic, source);
     }
   }
 
@@ -311,8 +348,10 @@ class Moments::Draft {
     } else if (arithmetic == Arithmetic::pairs) {
       packed_about_.assign(reference_.size(), 0);
     } else {
-      packed_about_ = weight_ > 0 ? mean() : sample_mean(source, std::int64_t(reference_.size()));
-      round_to(arithmetic, packed_about_);
+      Centre centre{mean(), squares_};
+      for (double& x : centre.variance) x /= weight_;
+      if (!(weight_ > 0)) centre = sample_centre(source, std::int64_t(reference_.size()));
+      packed_about_ = reference_at(std::move(centre), arithmetic, source);
     }
   }
 
