@@ -317,13 +317,7 @@ class Assigned:
 
 def assign_on_device(cost: Any) -> Assigned:
     """Solve by the device, whatever the default would be."""
-    solve: Any = _core.linear_assignment
-    try:
-        found = solve(cost, on_device=True)
-    except TypeError as error:
-        if "incompatible function arguments" not in str(error):
-            raise
-        raise NotRunError("this build always chooses between device and CPU itself") from None
+    found = _core.linear_assignment(cost, on_device=True)
     return Assigned(found[0], found[1], df.Route._of(found[-1]))
 
 
@@ -592,11 +586,9 @@ def memory(arrays: Arrays, n: int, rows: int) -> Facts:
         "stated": {"state": stated},
         "taken": {"state": state.bytes, "update": update.bytes},
     }
-    plan = getattr(_core, "moments_memory", None)
-    if plan is not None:
-        facts["stated"]["update"] = int(plan(n, rows, "float32")[1])
-        allowed = facts["stated"]["update"] + 2 * SLACK
-        require(update.bytes <= allowed, f"updates took {update.bytes} bytes, allowed {allowed}")
+    facts["stated"]["update"] = _core.moments_memory(n, rows, "float32")[1]
+    allowed = facts["stated"]["update"] + 2 * SLACK
+    require(update.bytes <= allowed, f"updates took {update.bytes} bytes, allowed {allowed}")
     before = arrays.memory()[0]
     del cov
     arrays.synchronize()

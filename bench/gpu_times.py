@@ -336,12 +336,8 @@ def assignment_methods(arrays: Arrays, cost: Any) -> list[Method]:
     methods = [
         Method(OURS, lambda: df.linear_assignment(cost), check_ours),
         Method("on_cpu", on_cpu, check_columns),
+        Method("on_device", lambda: assign_on_device(cost), check_columns),
     ]
-    try:
-        assign_on_device(cost[:1])
-        methods.append(Method("on_device", lambda: assign_on_device(cost), check_columns))
-    except NotRunError:
-        pass
     peer = optional("torch_linear_assignment")
     if peer is not None:
         solve = peer.batch_linear_assignment
@@ -474,6 +470,5 @@ def large(arrays: Arrays, n: int, rows: int, updates: int, dtype: str) -> Facts:
 
 
 def plan_of(n: int, rows: int, dtype: str) -> int | None:
-    """Bytes that the library states for an accumulator and its updates."""
-    plan = getattr(_core, "moments_memory", None)
-    return None if plan is None else sum(plan(n, rows, dtype))
+    """Bytes that the library states for an accumulator and its updates, which depend on the device."""
+    return sum(_core.moments_memory(n, rows, dtype)) if df.cuda_available() else None

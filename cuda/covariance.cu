@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(block_threads)
   const std::int64_t end = min(batch.rows, begin + slab_rows);
   for (std::int64_t first = begin; first < end; first += block_threads) {
     __syncthreads();
+    weights[threadIdx.x] = 0;
     if (const std::int64_t row = first + threadIdx.x; row < end) {
       double w = weight_of(batch.selection, row);
       if (!is_weight(w)) {
@@ -198,15 +199,24 @@ __global__ void __launch_bounds__(block_threads)
     __syncthreads();
     const int rows = int(min(std::int64_t(block_threads), end - first));
     if (!inside) continue;
-#pragma unroll 8
-    for (int i = lane; i < rows; i += block_lanes) {
-      const double w = weights[i];
-      const double x = w > 0 ? double(widen(data[offsets[i]])) : 0;
-      const double y = w > 0 ? (x - reference) - remainder : 0;
-      if (!isfinite(x)) bad = min(bad, static_cast<unsigned long long>(first + i));
-      sum += w * y;
-      square += (w * y) * y;
-      largest = max(largest, fabs(y));
+    constexpr int at_once = 8;  // loads under way; rows beyond the last weigh nothing
+    for (int next = lane; next < rows; next += at_once * block_lanes) {
+      T elements[at_once];
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        const int i = next + k * block_lanes;
+        elements[k] = weights[i] > 0 ? data[offsets[i]] : T{};
+      }
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        const int i = next + k * block_lanes;
+        const double w = weights[i], x = widen(elements[k]);
+        const double y = w > 0 ? (x - reference) - remainder : 0;
+        if (!isfinite(x)) bad = min(bad, static_cast<unsigned long long>(first + i));
+        sum += w * y;
+        square += (w * y) * y;
+        largest = max(largest, fabs(y));
+      }
     }
   }
   if (bad != nowhere)
@@ -242,7 +252,7 @@ __global__ void __launch_bounds__(block_threads)
 // ---- what to do with it
 
 // Mean squares in which float loses no digits to the ends of its range.
-constexpr double least_square = 0x1p-90, largest_square = 0x1p100;
+constexpr double least_square = 0x1p-90, largest_square = 0x1p100, largest_sum = 0x1p126;
 // The square about the reference may exceed that about the mean by such a factor; about 0, where
 // all columns' largest are compared, so as not to go to and fro.
 constexpr double far_factor = 4, leave_zero_factor = 4, return_to_zero_factor = 2;
@@ -374,7 +384,8 @@ __global__ void __launch_bounds__(512)
       about_zero = about_mean + total * (mean * mean);
       off_zero = origin != 0;
       const double own = square + origin * (2 * sum + weight * origin);
-      leaves_range = own != 0 && !(own >= weight * least_square && own <= weight * largest_square);
+      leaves_range = own != 0 && !(own >= weight * least_square &&
+                                   own <= min(weight * largest_square, largest_sum));
     }
     const auto larger = [](double a, double b) { return max(a, b); };
     about_mean = block_reduce(about_mean, room, larger);
@@ -419,8 +430,9 @@ __global__ void __launch_bounds__(512)
       take_batch(state, work, i);
   }
   if (moves || threadIdx.x != 0) return;
-  for (std::int64_t slab = 0; slab < slabs; ++slab)
-    state.totals->report.count += work.slab_count[slab];
+  std::int64_t count = 0;
+  for (std::int64_t slab = 0; slab < slabs; ++slab) count += work.slab_count[slab];
+  state.totals->report.count += count;
   state.totals->report.weight += weight;
 }
 
@@ -637,11 +649,8 @@ __device__ void multiply_rows(const std::uint16_t* left, const std::uint16_t* ri
       for (int i = 0; i < 4; ++i) sums[m][n][i] += run[m][n][i];
 }
 
-/// Adds a sum of scaled products to the scatter, if the entry is one of it.
-__device__ void add_to_scatter(State& state, const double* inverse, std::int64_t i, std::int64_t j,
-                               double sum) {
-  if (i < state.left && j < state.right && (!state.triangular || i <= j))
-    state.scatter[i * state.right + j] += (sum * inverse[i]) * inverse[state.first_right() + j];
+__device__ bool is_entry(const State& state, std::int64_t i, std::int64_t j) {
+  return i < state.left && j < state.right && (!state.triangular || i <= j);
 }
 
 /// A block's tile of left^T right over its part of the rows, added to the scatter, or kept where
@@ -696,15 +705,35 @@ __global__ void __launch_bounds__(product_threads, 1)
             make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
       }
   __syncthreads();
-  float* const kept =
-      work.partial + (blockIdx.y * product.tiles.size() + blockIdx.x) * (tile * tile);
+  constexpr int lines = product_threads / tile;
+  const int line = int(threadIdx.x) / tile, column = int(threadIdx.x) % tile;
+  if (product.parts.count > 1) {
+    float* const kept =
+        work.partial + (blockIdx.y * product.tiles.size() + blockIdx.x) * (tile * tile);
 #pragma unroll 8
-  for (int i = int(threadIdx.x); i < tile * tile; i += product_threads) {
-    const float sum = tile_sums[i / tile * sums_stride + i % tile];
-    if (product.parts.count == 1)
-      add_to_scatter(state, work.inverse, left_column + i / tile, right_column + i % tile, sum);
-    else
-      kept[i] = sum;
+    for (int row = line; row < tile; row += lines)
+      kept[row * tile + column] = tile_sums[row * sums_stride + column];
+    return;
+  }
+  // Several loads before the stores, which hold back what is loaded after them.
+  constexpr int at_once = 16;
+  const std::int64_t j = right_column + column;
+  const double inverse = j < state.right ? work.inverse[state.first_right() + j] : 0;
+  for (int first = line; first < tile; first += at_once * lines) {
+    double entries[at_once] = {};
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int row = first + k * lines;
+      const std::int64_t i = left_column + row;
+      const double sum = tile_sums[row * sums_stride + column];
+      if (is_entry(state, i, j))
+        entries[k] = state.scatter[i * state.right + j] + (sum * work.inverse[i]) * inverse;
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const std::int64_t i = left_column + first + k * lines;
+      if (is_entry(state, i, j)) state.scatter[i * state.right + j] = entries[k];
+    }
   }
 }
 
@@ -713,13 +742,15 @@ __global__ void __launch_bounds__(entry_threads)
     add_parts(State state, Workspace work, Product product) {
   if (work.decision->route != product.route) return;
   const TilePlace place = tile_at(product.tiles, blockIdx.x);
-  const int i = int(blockIdx.y * entry_threads + threadIdx.x);
-  const float* const kept = work.partial + std::int64_t(blockIdx.x) * (tile * tile) + i;
+  const int at = int(blockIdx.y * entry_threads + threadIdx.x);
+  const std::int64_t i = place.row * tile + at / tile, j = place.column * tile + at % tile;
+  if (!is_entry(state, i, j)) return;
+  const float* const kept = work.partial + std::int64_t(blockIdx.x) * (tile * tile) + at;
   double sum = 0;
   for (std::int64_t part = 0; part < product.parts.count; ++part)
     sum += kept[part * product.tiles.size() * (tile * tile)];
-  add_to_scatter(state, work.inverse, place.row * tile + i / tile, place.column * tile + i % tile,
-                 sum);
+  state.scatter[i * state.right + j] +=
+      (sum * work.inverse[i]) * work.inverse[state.first_right() + j];
 }
 
 // ---- an update, on the host
@@ -730,7 +761,7 @@ struct Plan {
   std::int64_t multiprocessors;
   std::int64_t slab_rows, slabs;
   std::int64_t second_column, stride;  // of the panel, in elements
-  std::int64_t panel_rows, direct_rows;
+  std::int64_t rows, panel_rows, direct_rows;
   std::int64_t bytes = 0;
   Workspace work{};
 };
@@ -758,8 +789,9 @@ void lay_out(Plan& plan, const State& state, bool wide, unsigned char* base) {
   const std::int64_t element = wide ? sizeof(double) : planes_of_split * sizeof(std::uint16_t);
   take(work.panel, plan.panel_rows * plan.stride * element);
   std::int64_t parts = 1;
-  for (const std::int64_t rows : {plan.panel_rows, plan.direct_rows})
-    parts = std::max(parts, divide_rows(plan.tiles.size(), rows, plan.multiprocessors).count);
+  for (const std::int64_t at_once : {plan.panel_rows, plan.direct_rows})
+    parts =
+        std::max(parts, parts_needed(plan.tiles.size(), plan.rows, at_once, plan.multiprocessors));
   take(work.partial, wide || parts == 1 ? 0 : parts * plan.tiles.size() * tile * tile);
 }
 
@@ -774,6 +806,7 @@ Plan plan_update(const State& state, std::int64_t rows, bool wide, int multiproc
   plan.slabs = ceil_div(rows, plan.slab_rows);
   plan.second_column = round_up(state.left, block_columns);
   plan.stride = plan.second_column + (state.triangular ? 0 : round_up(state.right, block_columns));
+  plan.rows = rows;
   plan.direct_rows = std::min(
       {rows, most_rows, longest_run * most_parts(plan.tiles.size(), plan.multiprocessors)});
   const std::int64_t row_bytes = plan.stride * (wide ? 8 : 6);
@@ -867,10 +900,14 @@ void multiply_wide(const Queue& queue, const State& state, const Plan& plan, std
         "cublasDsyrk");
 }
 
-void update(const Queue& queue, const State& state, Plan plan, const Batch& batch) {
+/// `whole` is false while only a part of it is queued.
+void update(const Queue& queue, const State& state, Plan plan, const Batch& batch, bool& whole) {
   const Buffer<unsigned char> memory(plan.bytes, queue);
   lay_out(plan, state, batch.wide, memory.data());
   const Workspace& work = plan.work;
+  // The handle of multiply_wide may not be granted: asked for before anything changes.
+  if (batch.wide) Blas{queue};
+  whole = false;
 
   launch(queue, 1, 256, 0, begin_update, state, work, batch);
   for (const bool again : {false, true}) {
@@ -919,6 +956,7 @@ void update(const Queue& queue, const State& state, Plan plan, const Batch& batc
       launch_product(queue, state, plan, Route::plain, x, y, panel.rows, left.dtype);
     launch_product(queue, state, plan, Route::split, x, y, panel.rows, left.dtype);
   }
+  whole = true;
 }
 
 // ---- reading and merging
@@ -1090,6 +1128,9 @@ struct Moments {
     return queue;
   }
   void wait_on(const Queue& queue) const {
+    if (!whole)
+      throw Error(Fault::backend,
+                  "an update of these moments failed halfway, and left them without meaning");
     check(cudaStreamWaitEvent(stream_of(queue), used.get(), 0), "cudaStreamWaitEvent");
   }
   /// Whatever waits from now on waits for what is on the queue. (The caller's stream need not live
@@ -1104,6 +1145,7 @@ struct Moments {
   std::unique_ptr<std::remove_pointer_t<cudaStream_t>, DestroyStream> stream;
   std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent> used;
   State state;
+  bool whole = true;
 };
 
 Moments::Moments(const MomentsShape& shape)
@@ -1200,7 +1242,8 @@ void add_rows(Moments& moments, const Queue& queue, const ArrayView* batches, co
   batch.selection.weighted = weights != nullptr;
   moments.wait_on(queue);
   update(queue, state,
-         plan_update(state, batch.rows, batch.wide, moments.multiprocessors, most_rows), batch);
+         plan_update(state, batch.rows, batch.wide, moments.multiprocessors, most_rows), batch,
+         moments.whole);
   moments.used_on(queue);
 }
 

@@ -77,6 +77,19 @@ void* allocate_in_order(std::int64_t bytes, cudaStream_t stream) {
   return memory;
 }
 
+void grant_shared(const void* kernel, std::size_t bytes) {
+  static std::mutex mutex;
+  static auto& granted = *new std::map<std::pair<int, const void*>, std::size_t>;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard lock(mutex);
+  std::size_t& most = granted[{device, kernel}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+        "cudaFuncSetAttribute");
+  most = bytes;
+}
+
 namespace {
 
 // Idle handles by device and stream: the work space of one may still be in use by what is queued
@@ -88,7 +101,7 @@ class Pool {
   Handle take(const Queue& queue, const Create& create) {
     {
       const std::lock_guard lock(mutex_);
-      std::vector<Handle>& idle = idle_[{queue.device, queue.stream}];
+      std::vector<Handle>& idle = idle_[key_of(queue)];
       if (!idle.empty()) {
         const Handle handle = idle.back();
         idle.pop_back();
@@ -98,14 +111,28 @@ class Pool {
     return create();
   }
 
-  void give_back(const Queue& queue, Handle handle) {
-    const std::lock_guard lock(mutex_);
-    idle_[{queue.device, queue.stream}].push_back(handle);
+  // False where it cannot be kept.
+  bool give_back(const Queue& queue, Handle handle) noexcept {
+    try {
+      const std::lock_guard lock(mutex_);
+      idle_[key_of(queue)].push_back(handle);
+      return true;
+    } catch (...) {
+      return false;
+    }
   }
 
  private:
+  using Key = std::pair<int, unsigned long long>;
+  // A stream's number: one handle may stand for a stream to each thread, or for one made later.
+  static Key key_of(const Queue& queue) {
+    unsigned long long id = 0;
+    check(cudaStreamGetId(stream_of(queue), &id), "cudaStreamGetId");
+    return {queue.device, id};
+  }
+
   std::mutex mutex_;
-  std::map<std::pair<int, void*>, std::vector<Handle>> idle_;
+  std::map<Key, std::vector<Handle>> idle_;
 };
 
 template <class Handle>
@@ -136,7 +163,9 @@ Blas::Blas(const Queue& queue) : queue_(queue) {
   check(cublasSetStream(handle_, stream_of(queue)), "cublasSetStream");
 }
 
-Blas::~Blas() { pool<cublasHandle_t>().give_back(queue_, handle_); }
+Blas::~Blas() {
+  if (!pool<cublasHandle_t>().give_back(queue_, handle_)) cublasDestroy(handle_);
+}
 
 Solver::Solver(const Queue& queue) : queue_(queue) {
   handle_ = pool<cusolverDnHandle_t>().take(queue, [] {
@@ -147,7 +176,9 @@ Solver::Solver(const Queue& queue) : queue_(queue) {
   check(cusolverDnSetStream(handle_, stream_of(queue)), "cusolverDnSetStream");
 }
 
-Solver::~Solver() { pool<cusolverDnHandle_t>().give_back(queue_, handle_); }
+Solver::~Solver() {
+  if (!pool<cusolverDnHandle_t>().give_back(queue_, handle_)) cusolverDnDestroy(handle_);
+}
 
 void multiply(const Queue& queue, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
               const Operand& a, const Operand& b, double beta, double* c, std::int64_t c_stride) {

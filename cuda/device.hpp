@@ -130,15 +130,16 @@ Buffer<T> to_device(const Queue& queue, const T* from, std::int64_t count) {
   return out;
 }
 
+/// Lets a kernel have so much dynamic shared memory on the current device. This is never taken
+/// back: another thread may be about to start the kernel with more.
+void grant_shared(const void* kernel, std::size_t bytes);
+
 /// Starts a kernel; a grid of no blocks starts nothing.
 template <class... Parameters, class... Arguments>
 void launch(const Queue& queue, dim3 grid, dim3 block, std::size_t shared_bytes,
             void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
-          "cudaFuncSetAttribute");
+  if (shared_bytes > 48 * 1024) grant_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

@@ -621,6 +621,9 @@ std::vector<typename Solving<T>::Rung> Solving<T>::ladder() const {
   if (k_ < n_ && plan_.route == Route::single)
     out.push_back({"cusolverDnXsyevdx", &Solving::syevdx});
   out.push_back({"cusolverDnXsyevd", &Solving::template syevd<T>});
+  // For what is too large for Xsyevd, which had sizes of 31 bits before CUDA 13.
+  if (plan_.route == Route::single)
+    out.push_back({"cusolverDnXsyevBatched", &Solving::syev_batched});
   if constexpr (std::is_same_v<T, float>)
     out.push_back({"cusolverDnXsyevd (float64)", &Solving::template syevd<double>});
   return out;
@@ -646,6 +649,7 @@ void Solving<T>::climb(std::size_t rung, std::int64_t begin, std::int64_t count,
     if (refused.empty()) verdicts = conclude(begin, count, values(begin), vectors(begin));
     short_of_memory = false;
   } catch (const Error& e) {
+    cudaStreamSynchronize(stream_of(queue_));  // cuSOLVER may still use our memory on the host
     if (e.fault != Fault::out_of_memory || (last && short_of_memory)) throw;
     refused = e.what();
   }

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 /// Which blocks work on which parts of a product. Host and device alike, so that it is tested
@@ -84,6 +85,15 @@ inline Parts divide_rows(std::int64_t tiles, std::int64_t rows, std::int64_t mul
     best = {ceil_div(rows, part), part};
   }
   return best;
+}
+
+/// The most parts of any launch, where `rows` are multiplied `at_once` at a time: what is left for
+/// the last may be divided into more than the others.
+inline std::int64_t parts_needed(std::int64_t tiles, std::int64_t rows, std::int64_t at_once,
+                                 std::int64_t multiprocessors) {
+  const std::int64_t rest = rows % at_once;
+  const std::int64_t parts = divide_rows(tiles, at_once, multiprocessors).count;
+  return rest == 0 ? parts : std::max(parts, divide_rows(tiles, rest, multiprocessors).count);
 }
 
 }  // namespace descramble_fast::cuda

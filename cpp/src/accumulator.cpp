@@ -93,14 +93,14 @@ Accumulator::Accumulator(std::int64_t n_x, std::int64_t n_y, MomentsPlace place)
 }
 
 void Accumulator::settle_on(Device device) {
-  if (on_device() || moments_) return;
-  place_.device = device;
+  if (decided()) return;
   if (device.kind == DeviceKind::cuda)
     device_moments_ = std::make_unique<cuda::DeviceMoments>(device, n_x_, n_y_, place_.offload);
   else if (n_y_ == 0)
     moments_.emplace(n_x_);
   else
     moments_.emplace(n_x_, n_y_);
+  place_.device = device;
 }
 
 Device Accumulator::device() const { return place_.device.value_or(Device{}); }
@@ -124,7 +124,12 @@ Accumulator::Totals Accumulator::totals() {
 
 void Accumulator::add(std::span<const ArrayView> batches, const RowSelection& selection,
                       const Context& context) {
-  settle_on(batches.front().device());
+  if (!decided()) {  // which an update that fails shall not have done
+    Accumulator settled(n_x_, n_y_, {batches.front().device(), place_.offload});
+    settled.add(batches, selection, context);
+    *this = std::move(settled);
+    return;
+  }
   for (std::size_t s = 0; s < batches.size(); ++s) check_device(argument(s), batches[s], device());
   check_selection(batches.front(), selection, device());
   if (on_device()) {
@@ -141,9 +146,13 @@ void Accumulator::add(std::span<const ArrayView> batches, const RowSelection& se
 }
 
 void Accumulator::merge(Accumulator& other) {
-  const bool decided = other.on_device() || other.moments_;
-  if (!decided) return;
-  settle_on(other.device());
+  if (!other.decided()) return;
+  if (!decided()) {
+    Accumulator settled(n_x_, n_y_, {other.device(), place_.offload});
+    settled.merge(other);
+    *this = std::move(settled);
+    return;
+  }
   if (other.device() != device())
     throw InvalidArgument(message("other: lies on ", name(other.device()), ", expected ",
                                   name(device()), ", where this accumulator is"));

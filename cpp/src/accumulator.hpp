@@ -50,6 +50,7 @@ class Accumulator {
   Accumulator to(MomentsPlace place);
 
  private:
+  bool decided() const { return on_device() || moments_; }
   void settle_on(Device device);
   const char* argument(std::size_t side) const;
 

@@ -367,7 +367,8 @@ LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions&
   if (batch == 0 || n == 0 || m == 0) return solve_away(cost, options, "nothing to solve", context);
   if (options.initial_duals)
     return solve_away(cost, options, "solved on the CPU, which alone takes initial duals", context);
-  if (!cuda::backend().assignment_pays(batch, n, m, cost.dtype(), cpu::threads_of(context)))
+  const int threads = cpu::threads_of(context);
+  if (!options.on_device && !cuda::backend().assignment_pays(batch, n, m, cost.dtype(), threads))
     return solve_away(cost, options, "solved on the CPU, as it is faster at this size", context);
 
   std::vector<cuda::Assigned> status(static_cast<std::size_t>(batch));
@@ -404,6 +405,7 @@ LinearAssignment linear_assignment(const ArrayView& cost, const AssignmentOption
   if (std::max(n, m) > std::numeric_limits<std::int32_t>::max() / 2)
     throw InvalidArgument(
         message("cost: got shape ", shape_text(cost), ", expected sides below 2^30"));
+  if (options.initial_duals) check_device("initial_duals", *options.initial_duals, cost.device());
   return cost.device().kind == DeviceKind::cpu ? solve_on_cpu(cost, options, context)
                                                : solve_on_device(cost, options, context);
 }

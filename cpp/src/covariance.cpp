@@ -88,16 +88,19 @@ Matrix<double> Covariance::covariance(double ddof) const {
 
 Covariance Covariance::from_moments(const ArrayView& second_moment,
                                     const std::optional<ArrayView>& mean, double weight,
-                                    MomentsPlace place) {
+                                    MomentsPlace place, const Context& context) {
   check_matrix("second_moment", second_moment, -1, -1);
   const std::int64_t n = second_moment.columns();
   check_matrix("second_moment", second_moment, n, n);
-  if (mean) check_vector("mean", *mean, n);
+  if (mean) {
+    check_vector("mean", *mean, n);
+    check_device("mean", *mean, second_moment.device());
+  }
   if (!(weight > 0) || !std::isfinite(weight))
     throw InvalidArgument(message("weight: got ", weight, ", expected finite and positive"));
   if (!place.device) place.device = second_moment.device();
   Covariance out(n);
-  const Matrix<double> c = fetch(second_moment, {});
+  const Matrix<double> c = fetch(second_moment, context);
   double largest = 0;
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t j = 0; j < n; ++j) {
@@ -110,7 +113,7 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
   cpu::Moments::Settled& moments = out.accumulator_->host().settled();
   std::vector<double>& reference = moments.reference;
   if (mean) {
-    std::ranges::copy(fetch(*mean, {}).values(), reference.begin());
+    std::ranges::copy(fetch(*mean, context).values(), reference.begin());
     for (std::int64_t i = 0; i < n; ++i)
       if (!std::isfinite(reference[std::size_t(i)]))
         throw InvalidArgument(message("mean: NaN or infinity at entry ", i));
@@ -174,15 +177,19 @@ Covariance Covariance::combine(std::span<const Covariance* const> covariances,
 }
 
 Covariance::State Covariance::state() const {
+  const auto n = std::size_t(n_), packed = n * (n + 1) / 2;
   const Accumulator::Totals totals = accumulator_->totals();
+  State out{totals.count, totals.weight, has_mean_, {}, {}, {}};
+  if (!(totals.weight > 0)) {  // perhaps nothing has decided where it lives
+    out.reference.resize(n);
+    out.offset.resize(n);
+    out.packed_scatter.resize(packed);
+    return out;
+  }
   Accumulator::Mean mean = accumulator_->mean(0);
-  State out{totals.count,
-            totals.weight,
-            has_mean_,
-            std::move(mean.reference),
-            std::move(mean.offset),
-            {}};
-  out.packed_scatter.reserve(std::size_t(n_ * (n_ + 1) / 2));
+  out.reference = std::move(mean.reference);
+  out.offset = std::move(mean.offset);
+  out.packed_scatter.reserve(packed);
   const auto pack = [&](const auto& scatter) {
     for (std::int64_t i = 0; i < n_; ++i)
       for (std::int64_t j = i; j < n_; ++j) out.packed_scatter.push_back(scatter(i, j));

@@ -221,6 +221,11 @@ void wait_for(Device device, void* stream, const Context& context) {
   cuda::call(cuda::backend().order, &before, &after);
 }
 
+void synchronize(Device device, const Context& context) {
+  const cuda::Queue queue{device.index, context.stream};
+  cuda::call(cuda::backend().synchronize, &queue);
+}
+
 Device device_of(const void* memory) {
   Device device;
   if (cuda_available()) {
@@ -231,7 +236,10 @@ Device device_of(const void* memory) {
   return device;
 }
 
-bool cuda_available() { return cuda::loaded().why_not.empty(); }
+bool cuda_available(int device) {
+  const auto& loaded = cuda::loaded();
+  return loaded.why_not.empty() && device >= 0 && device < loaded.devices;
+}
 
 std::string cuda_config() {
   const auto& loaded = cuda::loaded();
@@ -239,10 +247,13 @@ std::string cuda_config() {
   std::string text;
   for (int i = 0; i < loaded.devices; ++i) {
     cuda::DeviceFacts facts;
-    cuda::call(cuda::backend().describe, i, &facts);
-    text += message(text.empty() ? "" : "; ", "cuda:", i, " ", facts.name, " (sm_", facts.major,
-                    facts.minor, ", ", facts.total_memory >> 20, " MiB)");
-    if (i + 1 == loaded.devices)
+    cuda::Failure failure;
+    const bool known = cuda::backend().describe(i, &facts, &failure);
+    text += message(text.empty() ? "" : "; ", "cuda:", i, " ");
+    text += known ? message(facts.name, " (sm_", facts.major, facts.minor, ", ",
+                            facts.total_memory >> 20, " MiB)")
+                  : message("(", failure.text, ")");
+    if (known && i + 1 == loaded.devices)
       text += message("; driver ", facts.driver, ", runtime ", facts.runtime, ", cuBLAS ",
                       facts.cublas, ", cuSOLVER ", facts.cusolver);
   }

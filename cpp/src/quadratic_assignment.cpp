@@ -162,6 +162,7 @@ QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
                                          const Context& context) {
   cpu::threads_of(context);
   check_search(options.search);
+  check_device("B", b, a.device());
   Scaled first = square_matrix("A", a, -1, context);
   const std::int64_t n = first.matrix.rows();
   Scaled second = square_matrix("B", b, n, context);

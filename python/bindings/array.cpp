@@ -83,22 +83,44 @@ DType dlpack_dtype(const dlpack::DataType& type, const char* argument, const cha
 }
 
 Device cuda_device(int index, const char* argument) {
-  if (!cuda_available())
+  if (!cuda_available(index))
     refuse_device(argument, text("cuda:", index),
                   cuda_config() + "; move the array to the CPU first");
   return {DeviceKind::cuda, index};
 }
 
-// The stream that an array's library works on now; the default stream where that is unknown.
-void* stream_of(const py::object& object, int device) {
-  const std::string module = py::str(py::type::of(object).attr("__module__"));
-  const std::string library = module.substr(0, module.find('.'));
-  if (library != "torch" && library != "cupy") return nullptr;
-  const py::object cuda = py::module_::import(library.c_str()).attr("cuda");
-  const py::object handle = library == "torch"
-                                ? cuda.attr("current_stream")(device).attr("cuda_stream")
-                                : cuda.attr("get_current_stream")(device).attr("ptr");
-  return reinterpret_cast<void*>(handle.cast<std::uintptr_t>());
+struct Stream {
+  void* handle = nullptr;
+  bool known = false;
+};
+
+// The stream that an array's library works on now, and gives memory away in the order of; the
+// default stream where that is unknown.
+Stream stream_of(const py::object& object, int device) {
+  // (An array of ours is given back once the whole device has come so far.)
+  if (py::isinstance<DeviceArray>(object)) return {nullptr, true};
+  for (const py::handle type : py::type::of(object).attr("__mro__")) {  // of a subclass, too
+    const std::string module = py::str(type.attr("__module__"));
+    const std::string library = module.substr(0, module.find('.'));
+    if (library != "torch" && library != "cupy") continue;
+    const py::object cuda = py::module_::import(library.c_str()).attr("cuda");
+    const py::object handle = library == "torch"
+                                  ? cuda.attr("current_stream")(device).attr("cuda_stream")
+                                  : cuda.attr("get_current_stream")(device).attr("ptr");
+    return {reinterpret_cast<void*>(handle.cast<std::uintptr_t>()), true};
+  }
+  return {};
+}
+
+// Throws for memory that no kernel can read; a device would not survive the attempt.
+Array checked(Array array, const char* argument) {
+  const ArrayView& view = array.view;
+  if (view.size() > 0 && view.data() == nullptr)
+    throw InvalidArgument(text(argument, ": has ", view.size(), " elements, but no memory"));
+  if (reinterpret_cast<std::uintptr_t>(view.data()) % std::uintptr_t(size_of(view.dtype())) != 0)
+    throw InvalidArgument(
+        text(argument, ": its memory is not aligned for ", name(view.dtype()), "; pass a copy"));
+  return array;
 }
 
 // As DLPack and the array interface number it: 0 is ambiguous, 1 the legacy default stream.
@@ -123,10 +145,13 @@ Array from_dlpack(py::object object, const char* argument, const char* expected,
       object.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
   Device device;
   void* stream = nullptr;
+  bool in_order = true;
   py::dict options;
   if (type == dlpack::kCuda || type == dlpack::kCudaManaged) {
     device = cuda_device(index, argument);
-    stream = first != nullptr ? first->stream : stream_of(object, index);
+    const Stream own = stream_of(object, index);
+    stream = first != nullptr ? first->stream : own.handle;
+    in_order = own.known && stream == own.handle;
     options["stream"] = stream_number(stream);
   } else if (type != dlpack::kCpu && type != dlpack::kCudaHost) {
     refuse_device(argument, text("a device of DLPack type ", type),
@@ -158,10 +183,11 @@ Array from_dlpack(py::object object, const char* argument, const char* expected,
   const DType dtype = dlpack_dtype(tensor->dtype, argument, expected);
   const std::span<const std::int64_t> shape(tensor->shape, std::size_t(tensor->ndim));
   const void* const data = static_cast<const std::byte*>(tensor->data) + tensor->byte_offset;
-  if (tensor->strides == nullptr)
-    return {ArrayView(data, dtype, shape, device), std::move(capsule), stream};
-  const std::span<const std::int64_t> strides(tensor->strides, std::size_t(tensor->ndim));
-  return {ArrayView(data, dtype, shape, strides, device), std::move(capsule), stream};
+  const ArrayView view =
+      tensor->strides == nullptr
+          ? ArrayView(data, dtype, shape, device)
+          : ArrayView(data, dtype, shape, {tensor->strides, std::size_t(tensor->ndim)}, device);
+  return checked({view, std::move(capsule), stream, in_order}, argument);
 }
 
 DType interface_dtype(const std::string& typestr, const char* argument, const char* expected) {
@@ -189,7 +215,7 @@ Array from_cuda_interface(const py::object& object, const char* argument, const 
   if (interface.contains("mask") && !interface["mask"].is_none())
     throw TypeError(text(argument, ": got a masked array; pass its data, and its mask as mask="));
 
-  void* stream = first != nullptr ? first->stream : stream_of(object, device.index);
+  void* stream = first != nullptr ? first->stream : stream_of(object, device.index).handle;
   if (interface.contains("stream") && !interface["stream"].is_none()) {
     const auto number = interface["stream"].cast<std::uintptr_t>();
     void* const producer = number == 1 ? nullptr : reinterpret_cast<void*>(number);
@@ -199,7 +225,7 @@ Array from_cuda_interface(const py::object& object, const char* argument, const 
       wait_for(device, producer, {.stream = stream});
   }
   if (!interface.contains("strides") || interface["strides"].is_none())
-    return {ArrayView(data, dtype, shape, device), object, stream};
+    return checked({ArrayView(data, dtype, shape, device), object, stream, false}, argument);
   auto strides = interface["strides"].cast<std::vector<std::int64_t>>();
   for (std::int64_t& stride : strides) {
     if (stride % size_of(dtype) != 0)
@@ -207,7 +233,7 @@ Array from_cuda_interface(const py::object& object, const char* argument, const 
                                  size_of(dtype), "-byte elements"));
     stride /= size_of(dtype);
   }
-  return {ArrayView(data, dtype, shape, strides, device), object, stream};
+  return checked({ArrayView(data, dtype, shape, strides, device), object, stream, false}, argument);
 }
 
 }  // namespace
@@ -248,6 +274,10 @@ Context interruptible(const Array& array) {
   Context context = interruptible();
   context.stream = array.stream;
   return context;
+}
+
+void to_default_stream(const Array& array) {
+  if (array.view.device().kind == DeviceKind::cuda) wait_for(array.view.device(), array.stream, {});
 }
 
 std::vector<py::ssize_t> shape_of(const ArrayView& view) {

@@ -19,11 +19,13 @@ namespace descramble_fast::python {
 namespace py = pybind11;
 
 /// A view on a Python object's memory, with the object that keeps that memory alive, and the CUDA
-/// stream on which its contents are there.
+/// stream on which its contents are there. Memory that is let go before that stream has read it is
+/// safe from its next user where `in_order`: its library gives it away in the order of the stream.
 struct Array {
   ArrayView view;
   py::object owner;
   void* stream = nullptr;
+  bool in_order = true;
 };
 
 inline constexpr const char* floating_types = "float16, bfloat16, float32 or float64";
@@ -47,6 +49,9 @@ inline std::optional<ArrayView> view_in(const std::optional<Array>& array) {
 /// A context whose poll raises what Ctrl-C or another signal handler raised, on the array's stream.
 Context interruptible();
 Context interruptible(const Array& array);
+
+/// Makes the default stream wait until the array's contents are there.
+void to_default_stream(const Array& array);
 
 /// A NumPy array that owns the matrix, of the shape given; no copy.
 template <class T>

@@ -46,17 +46,20 @@ void bind_assignment(py::module_& module) {
 
   module.def(
       "linear_assignment",
-      [](const py::object& cost, bool maximize, const std::optional<py::object>& initial_duals) {
+      [](const py::object& cost, bool maximize, const std::optional<py::object>& initial_duals,
+         bool on_device) {
         const Array array = view_of(cost, "cost");
         const auto duals = optional_view_of(initial_duals, "initial_duals", floating_types, &array);
         LinearAssignment result;
         {
           const py::gil_scoped_release release;
-          result = linear_assignment(array.view, {maximize, view_in(duals)}, interruptible(array));
+          result = linear_assignment(array.view, {maximize, view_in(duals), on_device},
+                                     interruptible(array));
         }
         return assigned(std::move(result), array.view);
       },
       py::arg("cost"), py::arg("maximize") = false, py::arg("initial_duals") = py::none(),
+      py::arg("on_device") = false,
       "Columns, cost, row duals, column duals, gap, violation, route.");
 
   module.def(

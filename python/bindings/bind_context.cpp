@@ -36,7 +36,7 @@ void bind_context(py::module_& module) {
   module.def("instruction_sets", &instruction_sets);
   module.def("instruction_set", &instruction_set);
   module.def("lapack_config", &lapack_config);
-  module.def("cuda_available", &cuda_available);
+  module.def("cuda_available", [] { return cuda_available(); });
   module.def("cuda_config", &cuda_config);
 }
 

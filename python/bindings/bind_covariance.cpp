@@ -43,6 +43,16 @@ struct Selection {
   RowSelection rows() const { return {view_in(mask), view_in(weights)}; }
 };
 
+// After an update, which does not wait: memory that its library may give to others in another order
+// than that of the stream must have been read before it is let go.
+void keep_until_read(std::initializer_list<const Array*> arrays) {
+  for (const Array* array : arrays)
+    if (array != nullptr && !array->in_order)
+      synchronize(array->view.device(), {.stream = array->stream});
+}
+
+const Array* pointer_to(const std::optional<Array>& array) { return array ? &*array : nullptr; }
+
 MomentsPlace place_of(const std::optional<std::string>& device, bool offload) {
   MomentsPlace place{{}, offload};
   if (!device) return place;
@@ -57,7 +67,7 @@ MomentsPlace place_of(const std::optional<std::string>& device, bool offload) {
   if (index < 0)
     throw InvalidArgument("device: got \"" + *device +
                           "\", expected None, \"cpu\", \"cuda\" or \"cuda:<number>\"");
-  if (name != "cpu" && !cuda_available())
+  if (name != "cpu" && !cuda_available(index))
     throw BackendError("device: got \"" + *device + "\", but " + cuda_config());
   place.device = name == "cpu" ? Device{} : Device{DeviceKind::cuda, index};
   return place;
@@ -94,6 +104,7 @@ void bind_covariance(py::module_& module) {
             self.locked([&](Covariance& c) {
               c.update(array.view, selection.rows(), interruptible(array));
             });
+            keep_until_read({&array, pointer_to(selection.mask), pointer_to(selection.weights)});
           },
           py::arg("batch"), py::arg("mask") = py::none(), py::arg("weights") = py::none())
       .def("merge", &merge<Covariance>, py::arg("other"))
@@ -146,6 +157,7 @@ void bind_covariance(py::module_& module) {
             const py::gil_scoped_release release;
             Covariance c(array.view.columns());
             c.update(array.view, {}, interruptible(array));
+            keep_until_read({&array});
             return std::make_unique<SharedCovariance>(std::move(c));
           },
           py::arg("x"))
@@ -171,8 +183,8 @@ void bind_covariance(py::module_& module) {
             const Array moment = view_of(second_moment, "second_moment");
             const auto mean_array = optional_view_of(mean, "mean", floating_types, &moment);
             const py::gil_scoped_release release;
-            return std::make_unique<SharedCovariance>(
-                Covariance::from_moments(moment.view, view_in(mean_array), weight));
+            return std::make_unique<SharedCovariance>(Covariance::from_moments(
+                moment.view, view_in(mean_array), weight, {}, interruptible(moment)));
           },
           py::arg("second_moment"), py::arg("mean"), py::arg("weight"))
       .def_static(
@@ -186,6 +198,19 @@ void bind_covariance(py::module_& module) {
                 });
           },
           py::arg("covariances"), py::arg("weights"));
+
+  module.def(
+      "moments_memory",
+      [](std::int64_t n, std::int64_t rows, const std::string& dtype) {
+        for (const DType known : {DType::float16, DType::bfloat16, DType::float32, DType::float64})
+          if (dtype == name(known)) {
+            const auto [state, update] = moments_memory(n, rows, known);
+            return std::pair(state, update);
+          }
+        throw InvalidArgument("dtype: got \"" + dtype + "\", expected " + floating_types);
+      },
+      py::arg("n"), py::arg("rows"), py::arg("dtype"),
+      "Bytes on a CUDA device: of an accumulator, and beside it while an update runs.");
 
   py::class_<SharedCross>(module, "CrossCovariance")
       .def(py::init([](std::int64_t n_x, std::int64_t n_y, const std::optional<std::string>& device,
@@ -206,6 +231,8 @@ void bind_covariance(py::module_& module) {
             self.locked([&](CrossCovariance& c) {
               c.update(array_x.view, array_y.view, selection.rows(), interruptible(array_x));
             });
+            keep_until_read(
+                {&array_x, &array_y, pointer_to(selection.mask), pointer_to(selection.weights)});
           },
           py::arg("x"), py::arg("y"), py::arg("mask") = py::none(), py::arg("weights") = py::none())
       .def("merge", &merge<CrossCovariance>, py::arg("other"))

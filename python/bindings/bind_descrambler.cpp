@@ -102,7 +102,7 @@ void bind_descrambler(py::module_& module) {
       .def(
           "components",
           [](const SmoothnessDescrambler& self) {
-            return to_python(self.components.to(self.device(), {}));
+            return to_python(without_gil([&] { return self.components.to(self.device(), {}); }));
           },
           "Principal components as rows.")
       .def(
@@ -131,6 +131,7 @@ void bind_descrambler(py::module_& module) {
           options.gauge = gauge_of(gauge.cast<std::string>());
         } else {
           reference = view_of(gauge, "gauge");
+          to_default_stream(*reference);  // the moments may lie on several devices
           options.reference = reference->view;
         }
         return without_gil([&] {

@@ -49,7 +49,11 @@ struct LayerArrays {
   LayerArrays(const py::object& w, const std::optional<py::object>& b, const py::object& next)
       : weight(view_of(w, "W")),
         bias(optional_view_of(b, "bias")),
-        next_weight(view_of(next, "W_next")) {}
+        next_weight(view_of(next, "W_next")) {
+    to_default_stream(weight);
+    if (bias) to_default_stream(*bias);
+    to_default_stream(next_weight);
+  }
   Layer layer() const { return {weight.view, view_in(bias), next_weight.view}; }
 };
 

@@ -74,6 +74,8 @@ std::string dtype_name(const dlpack::DataType& type) {
 }
 
 dlpack::DataType type_of(const py::array& array) {
+  if (!array.dtype().attr("isnative").cast<bool>())
+    throw TypeError("array: got non-native byte order " + std::string(py::str(array.dtype())));
   const std::string name = py::str(array.dtype().attr("name"));
   const auto bits = std::uint8_t(8 * array.itemsize());
   if (name == "bool") return {dlpack::kBool, bits, 1};
@@ -92,13 +94,20 @@ py::tuple byte_strides(const DeviceArray& array) {
 }
 
 DeviceArray from_numpy(const py::array& array, int device) {
+  const dlpack::DataType type = type_of(array);
+  if (!cuda_available(device))
+    throw BackendError("device: got " + std::to_string(device) + ", but " + cuda_config());
   const py::array contiguous =
       py::module_::import("numpy").attr("ascontiguousarray")(array).cast<py::array>();
-  Bytes memory(1, std::int64_t(contiguous.nbytes()), {DeviceKind::cuda, device});
-  copy_between(memory.device(), memory.data(), {}, contiguous.data(), memory.columns(), {});
-  return {std::make_shared<Bytes>(std::move(memory)),
-          type_of(array),
-          {array.shape(), array.shape() + array.ndim()}};
+  const auto bytes = std::int64_t(contiguous.nbytes());
+  const void* const from = contiguous.data();
+  const auto memory = [&] {
+    const py::gil_scoped_release release;
+    const auto there = std::make_shared<Bytes>(1, bytes, Device{DeviceKind::cuda, device});
+    copy_between(there->device(), there->data(), {}, from, bytes, {});
+    return there;
+  }();
+  return {memory, type, {array.shape(), array.shape() + array.ndim()}};
 }
 
 py::object to_host(const DeviceArray& self) {
@@ -108,7 +117,11 @@ py::object to_host(const DeviceArray& self) {
   const py::module_ numpy = py::module_::import("numpy");
   py::array memory = numpy.attr("empty")(self.bytes() / itemsize(self), py::arg("dtype") = dtype)
                          .cast<py::array>();
-  copy_between({}, memory.mutable_data(), self.device(), self.data(), self.bytes(), {});
+  void* const to = memory.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    copy_between({}, to, self.device(), self.data(), self.bytes(), {});
+  }
   return numpy.attr("ndarray")(self.shape(), dtype, memory, 0, byte_strides(self));
 }
 

@@ -13,7 +13,7 @@ namespace descramble_fast::python {
 
 namespace py = pybind11;
 
-/// /// An array in device memory, as any library can take it over: by DLPack or the CUDA array
+/// An array in device memory, as any library can take it over: by DLPack or the CUDA array
 /// interface. Whoever does shares its memory, which is contiguous but for the order of its axes.
 class DeviceArray {
  public:

@@ -67,9 +67,11 @@ class Kind:
             return
         if isinstance(array, np.ndarray):
             self._namespace = np
-        elif array_api_compat.is_array_api_obj(array):
+            return
+        if array_api_compat.is_array_api_obj(array):
             self._namespace = array_api_compat.array_namespace(array)
-        if hasattr(array, "__dlpack_device__") and self._namespace is not np:
+        # (torch says it sooner than by DLPack.)
+        if getattr(array, "is_cuda", True) and hasattr(array, "__dlpack_device__"):
             kind, number = array.__dlpack_device__()
             self._cuda = int(number) if kind in _CUDA_DEVICES else None
 
@@ -84,13 +86,14 @@ class Kind:
         A library that cannot hold its precision gets the NumPy array itself, with a warning; where
         no library is known, device memory comes as the core's own array.
         """
+        if self._namespace is np:
+            return array
         if isinstance(array, _core.DeviceArray):
-            known = self._namespace not in (None, np)
-            return self._namespace.from_dlpack(array) if known else array
+            return array if self._namespace is None else self._namespace.from_dlpack(array)
         if self._cuda is not None:
             there = _core.DeviceArray.from_numpy(array, self._cuda)
             return there if self._namespace is None else self._namespace.from_dlpack(there)
-        if self._namespace in (None, np):
+        if self._namespace is None:
             return array
         out = self._namespace.asarray(array)
         if dtype_name(out) == array.dtype.name:
@@ -110,9 +113,15 @@ def on_host(array: Array) -> NDArray[Any]:
     """Any array as a NumPy array, copied where it lies on a device."""
     if isinstance(array, _core.DeviceArray):
         return np.asarray(array.numpy())
-    if array_api_compat.is_array_api_obj(array):
+    if array_api_compat.is_torch_array(array) or array_api_compat.is_cupy_array(array):
         array = array_api_compat.to_device(array, "cpu")
     return np.asarray(array)
+
+
+def beside(array: Array, made: NDArray[Any]) -> Array:
+    """Bring a NumPy array to the CUDA device that `array` lies on, if it does."""
+    device = Kind.of(array)._cuda
+    return made if device is None else _core.DeviceArray.from_numpy(made, device)
 
 
 def integer(argument: str, value: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, Route, dtype_name, integer, on_host
+from descramble_fast._arrays import Array, Kind, Route, beside, dtype_name, integer, on_host
 
 Progress = Callable[[_core.SearchProgress], object]
 
@@ -63,7 +63,8 @@ def linear_assignment(
     cost : array, (..., n, m)
         float32 and float64 are read as they are, with float64 duals and path lengths; float16 and
         bfloat16 are copied to float32; integers (and bool) up to 2⁵³/min(n, m) in magnitude are
-        copied to floating numbers that hold them, and give exact answers. Infinity forbids a pair
+        copied, by way of the host, to floating numbers that hold them, and give exact answers.
+        Infinity forbids a pair
         (minus infinity where maximised). The last axis should be contiguous, and n ≤ m; otherwise a
         copy is made.
     maximize : bool
@@ -122,7 +123,7 @@ def _floating(argument: str, array: Array, limit: int | None) -> Array:
         return array
     integers = on_host(array)
     if limit is None and name in ("bool", "int8", "uint8", "int16", "uint16"):
-        return integers.astype(np.float32)
+        return beside(array, integers.astype(np.float32))
     most = 2**53 // max(1, min(integers.shape[-2:], default=1)) if limit is None else limit
     if integers.size and max(int(integers.max()), -int(integers.min())) > most:
         why = "2^53 / min(n, m), for which sums are exact" if limit is None else "2^53"
@@ -130,7 +131,7 @@ def _floating(argument: str, array: Array, limit: int | None) -> Array:
             f"{argument}: got {name} with magnitudes above {most}, expected at most {why}; "
             "divide them, or convert to float64 and accept rounding"
         )
-    return integers.astype(np.float64)
+    return beside(array, integers.astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)

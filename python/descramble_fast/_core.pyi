@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'DeviceArray', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'cuda_available', 'cuda_config', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
+__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'DeviceArray', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'cuda_available', 'cuda_config', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'moments_memory', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
 class BackendError(RuntimeError):
     pass
 class Route:
@@ -272,7 +272,7 @@ def instruction_sets() -> list[str]:
     ...
 def lapack_config() -> str:
     ...
-def linear_assignment(cost: typing.Any, maximize: bool = False, initial_duals: typing.Any | None = None) -> tuple[typing.Any, numpy.typing.NDArray[numpy.float64], typing.Any, typing.Any, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
+def linear_assignment(cost: typing.Any, maximize: bool = False, initial_duals: typing.Any | None = None, on_device: bool = False) -> tuple[typing.Any, numpy.typing.NDArray[numpy.float64], typing.Any, typing.Any, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], Route]:
     """
     Columns, cost, row duals, column duals, gap, violation, route.
     """
@@ -288,6 +288,10 @@ def match_modes(descrambler: SmoothnessDescrambler) -> tuple[numpy.typing.NDArra
 def match_neurons(similarity: typing.Any, signed: bool) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], float, float, float, Route]:
     """
     Permutation, signs, cost, initial cost, bound, route.
+    """
+def moments_memory(n: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, dtype: str) -> tuple[int, int]:
+    """
+    Bytes on a CUDA device: of an accumulator, and beside it while an update runs.
     """
 def nearest_permutation(p: typing.Any, signed: bool) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], float, float, float, Route]:
     """

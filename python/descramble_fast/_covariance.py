@@ -14,21 +14,23 @@ import safetensors
 import safetensors.numpy
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Floats, Kind, dtype_name, integer
+from descramble_fast._arrays import Array, Floats, Kind, beside, dtype_name, integer, on_host
 
 _FORMAT = "descramble_fast.covariance"
 _SCHEMA = "1"
 
 
-def _rows(mask: Array | None, weights: Array | None) -> tuple[Any, Any]:
+def _rows(batch: Array, mask: Array | None, weights: Array | None) -> tuple[Any, Any]:
     """Selectors as the core takes them: lists become arrays, and integer weights float64."""
     if mask is None and weights is None:
         return None, None
-    rows, frequencies = (np.asarray(x) if isinstance(x, Sequence) else x for x in (mask, weights))
-    whole = dtype_name(frequencies).startswith(("int", "uint", "bool"))
-    if whole and not isinstance(frequencies, np.ma.MaskedArray):
-        frequencies = np.asarray(frequencies).astype(np.float64)
-    return rows, frequencies
+    rows = beside(batch, np.asarray(mask)) if isinstance(mask, Sequence) else mask
+    if isinstance(weights, Sequence):
+        return rows, beside(batch, np.asarray(weights, dtype=np.float64))
+    whole = dtype_name(weights).startswith(("int", "uint", "bool"))
+    if whole and not isinstance(weights, np.ma.MaskedArray):
+        return rows, beside(weights, on_host(weights).astype(np.float64))
+    return rows, weights
 
 
 class Covariance:
@@ -43,9 +45,10 @@ class Covariance:
     used from several threads, whose calls then take turns.
 
     On a CUDA device the state takes 8 n² bytes there, and updates are queued on the stream that the
-    batch's library works on, without waiting. A batch that cannot be taken (NaN, say) changes
-    nothing there either, but the error comes with the next call that waits: `count`, `weight`,
-    `merge`, or any that reads moments.
+    batch's library works on, without waiting (torch, CuPy; other libraries' memory has been read
+    when `update` returns). A batch that cannot be taken (NaN, say) changes nothing there either,
+    but the error comes with the next call that waits: `count`, `weight`, `merge`, or any that reads
+    moments. A copy, or what was pickled, comes back on the CPU.
 
     Parameters
     ----------
@@ -98,8 +101,9 @@ class Covariance:
             self._last_dtype = dtype
 
     def __repr__(self) -> str:
-        where = "" if self.device == "cpu" else f" on {self.device}"
-        return f"<Covariance of {self.n_features} features, {self.count} samples{where}>"
+        # On a device, the count waits, and may raise an error that is none of the printer's.
+        what = f"{self.count} samples" if self.device == "cpu" else f"on {self.device}"
+        return f"<Covariance of {self.n_features} features, {what}>"
 
     @property
     def device(self) -> str:
@@ -165,7 +169,7 @@ class Covariance:
         BackendError
             If `batch` lies on a device that cannot be used.
         """
-        self._core.update(batch, *_rows(mask, weights))
+        self._core.update(batch, *_rows(batch, mask, weights))
         self._saw(batch)
         return self
 
@@ -461,7 +465,7 @@ class CrossCovariance:
         self, x: Array, y: Array, mask: Array | None = None, weights: Array | None = None
     ) -> CrossCovariance:
         """Add paired rows, shapes (..., n_x) and (..., n_y); as `Covariance.update` otherwise."""
-        self._core.update(x, y, *_rows(mask, weights))
+        self._core.update(x, y, *_rows(x, mask, weights))
         self._kind.see(x)
         self._kind.see(y)
         return self

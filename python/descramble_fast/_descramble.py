@@ -248,7 +248,7 @@ def descramble(
         If a shape does not fit, samples hold NaN or infinity, the moment is not positive
         semidefinite, or a mean is needed but unknown.
     BackendError
-        If memory lies on an accelerator, or every eigensolver failed.
+        If memory lies on a device that cannot be used, or every eigensolver failed.
     MemoryError
         If the system would not grant what `descramble_memory` states; found before any work.
 

@@ -62,7 +62,7 @@ def eigh(a: Array, k: int | None = None) -> EighResult:
         If `a` is not square, holds NaN or infinity (named by matrix, row and column), or has
         eigenvalues beyond its own range; if `k` is not within 1 ... n.
     BackendError
-        If every driver failed, or `a` lies on an accelerator.
+        If every driver failed, or `a` lies on a device that cannot be used.
 
     Examples
     --------

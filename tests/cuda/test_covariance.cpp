@@ -351,6 +351,23 @@ TEST(Tiles, PartsCoverAllRowsInShortRuns) {
   EXPECT_GT(divide_rows(1, 8192, 132).count, 8);
 }
 
+TEST(Tiles, SumsOfAllLaunchesHaveTheirPlace) {
+  for (const std::int64_t tiles : {1, 2, 3, 6})
+    for (const std::int64_t processors : {4, 108, 132})
+      for (const std::int64_t at_once : {5952, 6048, 87360, 174720}) {
+        if (at_once > longest_run * most_parts(tiles, processors)) continue;
+        for (std::int64_t rows = at_once; rows < 2 * at_once; rows += 577) {
+          std::int64_t most = 0;
+          for (std::int64_t begin = 0; begin < rows; begin += at_once)
+            most = std::max(most,
+                            divide_rows(tiles, std::min(at_once, rows - begin), processors).count);
+          EXPECT_EQ(parts_needed(tiles, rows, at_once, processors), most);
+        }
+      }
+  // Fewer rows, more parts.
+  EXPECT_GT(parts_needed(1, 174720 + 8448, 174720, 132), divide_rows(1, 174720, 132).count);
+}
+
 // ---- one set of columns
 
 TEST(DeviceMoments, AnyTypeSizeAndMean) {
@@ -936,6 +953,21 @@ TEST(DeviceMoments, AnotherStreamWaitsForTheFirst) {
     for (cudaStream_t stream : streams) ASSERT_EQ(cudaStreamDestroy(stream), cudaSuccess);
     expect_moments(moments, x);
   }
+}
+
+TEST(DeviceMoments, AnUpdateThatFailedHalfwayIsNotHidden) {
+  const Samples x = samples(DType::float64, 40, 5, 1.0);
+  const OnDeviceArray batch(x);
+  Accumulator moments(5);
+  moments.add(&batch.view());
+  Failure failure;
+  setenv("EMULATED_CUBLAS_FAIL", "Dsyrk", 1);
+  const bool done = moments_add(moments.get(), &queue, &batch.view(), nullptr, nullptr, &failure);
+  unsetenv("EMULATED_CUBLAS_FAIL");
+  EXPECT_FALSE(done);
+  MomentsReport report{};
+  EXPECT_FALSE(moments_report(moments.get(), &report, &failure));
+  EXPECT_NE(std::string_view(failure.text).find("halfway"), std::string_view::npos);
 }
 
 TEST(DeviceMoments, MemoryIsAsPlanned) {

@@ -212,10 +212,14 @@ class Emulated {
   const char* name_;
 };
 
-// Makes one routine of cuSOLVER fail.
+// Makes routines of cuSOLVER fail, or refuse to be asked for the workspace they take.
 class Failing : Emulated {
  public:
-  explicit Failing(const char* routine) : Emulated("EMULATED_CUSOLVER_FAIL", routine) {}
+  explicit Failing(const char* routines) : Emulated("EMULATED_CUSOLVER_FAIL", routines) {}
+};
+class Refusing : Emulated {
+ public:
+  explicit Refusing(const char* routines) : Emulated("EMULATED_CUSOLVER_REFUSE", routines) {}
 };
 
 // Leaves so many bytes of the device's memory to be had.
@@ -568,6 +572,21 @@ TYPED_TEST(CudaEigh, WhatXsyevdxDoesNotSolveGoesOn) {
   EXPECT_EQ(solved.remarks[0].text, "cusolverDnXsyevdx: info = 1");
 }
 
+TYPED_TEST(CudaEigh, WhatIsTooLargeForXsyevdGoesOn) {
+  const Refusing refusing("Xsyevdx,Xsyevd");
+  const Batch matrices = symmetric_batch(100, 1);
+  const DeviceArray<TypeParam> a = upload<TypeParam>(matrices);
+  for (const std::int64_t k : {std::int64_t(100), std::int64_t(4)}) {
+    const Solved<TypeParam> solved = solve<TypeParam>(view_of(a, {100, 100}), k);
+    expect_eigenpairs(matrices, solved);
+    EXPECT_EQ(solved.driver, "cusolverDnXsyevBatched");
+    std::vector<std::string> texts{"cusolverDnXsyevd: cuSOLVER status 3"};
+    if (k < 100) texts.insert(texts.begin(), "cusolverDnXsyevdx: cuSOLVER status 3");
+    ASSERT_EQ(solved.remarks.size(), texts.size());
+    for (std::size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(solved.remarks[i].text, texts[i]);
+  }
+}
+
 TYPED_TEST(CudaEigh, WhatNoDriverSolvesIsLeftToTheCaller) {
   const Failing failing("Xsyevd");
   Batch matrices;
@@ -600,17 +619,18 @@ TYPED_TEST(CudaEigh, TooLittleMemoryIsAnErrorWhereNothingElseFailed) {
     EXPECT_EQ(solved.failure.fault, Fault::out_of_memory);
     EXPECT_EQ(std::string(solved.failure.text).find("the device would not grant"), 0u);
   }
-  // Enough for the working type, whose answer is wrong, but not for a wider one.
-  const Failing failing("Xsyevd");
+  // Enough for the working type, whose answers are wrong, but not for a wider one.
+  const Failing failing("Xsyevd,XsyevBatched");
   const Left memory(3 * square);
   const Solved<TypeParam> solved = solve<TypeParam>(view_of(a, {n, n}));
   EXPECT_EQ(solved.failure.fault, Fault::none);
   EXPECT_FALSE(solved.solved[0]);
-  ASSERT_EQ(solved.remarks.size(), sizeof(TypeParam) == 4 ? 2u : 1u);
+  ASSERT_EQ(solved.remarks.size(), sizeof(TypeParam) == 4 ? 3u : 2u);
   EXPECT_EQ(solved.remarks[0].text, "cusolverDnXsyevd: info = 1");
+  EXPECT_EQ(solved.remarks[1].text, "cusolverDnXsyevBatched: info = 1");
   if (sizeof(TypeParam) == 4) {
     const std::string start = "cusolverDnXsyevd (float64): the device would not grant";
-    EXPECT_EQ(solved.remarks[1].text.substr(0, start.size()), start);
+    EXPECT_EQ(solved.remarks[2].text.substr(0, start.size()), start);
   }
 }
 

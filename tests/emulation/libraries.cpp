@@ -231,9 +231,15 @@ bool jacobi(int64_t n, std::vector<double> a, std::vector<double>& values,
   return true;
 }
 
-bool shall_fail(std::string_view routine) {
-  const char* name = std::getenv("EMULATED_CUSOLVER_FAIL");
-  return name != nullptr && routine == name;
+// Whether a variable of the environment, names with commas between, has the routine's.
+bool named(const char* variable, std::string_view routine) {
+  const char* const value = std::getenv(variable);
+  for (std::string_view names = value == nullptr ? "" : value; !names.empty();) {
+    const std::size_t end = std::min(names.find(','), names.size());
+    if (names.substr(0, end) == routine) return true;
+    names.remove_prefix(std::min(end + 1, names.size()));
+  }
+  return false;
 }
 
 // Eigenvalues `first` ... `last` (from 0, exclusive) of a column-major matrix, and its eigenvectors
@@ -290,6 +296,7 @@ struct Syev {
 
   cusolverStatus_t sizes(std::size_t* on_device, std::size_t* on_host) const {
     if (const auto status = check(); status != CUSOLVER_STATUS_SUCCESS) return status;
+    if (named("EMULATED_CUSOLVER_REFUSE", routine)) return CUSOLVER_STATUS_INVALID_VALUE;
     *on_device = device_workspace();
     *on_host = host_workspace();
     return CUSOLVER_STATUS_SUCCESS;
@@ -315,8 +322,8 @@ struct Syev {
     require_on_device(handle->device, a, std::size_t((batch * n - 1) * lda + n) * size);
     require_on_device(handle->device, w, std::size_t(batch * n) * size);
     require_on_device(handle->device, info, std::size_t(batch) * sizeof(int));
-    const auto status =
-        emulated_cuda::enqueue(handle->stream, [=, self = *this, fail = shall_fail(routine)] {
+    const auto status = emulated_cuda::enqueue(
+        handle->stream, [=, self = *this, fail = named("EMULATED_CUSOLVER_FAIL", routine)] {
           const auto* bytes = static_cast<const unsigned char*>(device);
           const bool dirty = zeroed_workspace && std::any_of(bytes, bytes + device_bytes,
                                                              [](unsigned char b) { return b; });
@@ -423,6 +430,7 @@ cublasStatus_t cublasDsyrk_64(cublasHandle_t handle, cublasFillMode_t uplo, cubl
   const Matrix a = operand(op, data, CUDA_R_64F, n, k, lda), whole{c, CUDA_R_64F, n, n, ldc};
   if (!a.valid() || !whole.valid()) return CUBLAS_STATUS_INVALID_VALUE;
   if (handle->device != current()) return CUBLAS_STATUS_EXECUTION_FAILED;
+  if (named("EMULATED_CUBLAS_FAIL", "Dsyrk")) return CUBLAS_STATUS_EXECUTION_FAILED;
   if (n == 0) return CUBLAS_STATUS_SUCCESS;
   require_on_device(handle->device, a.data, a.bytes());
   require_on_device(handle->device, c, whole.bytes());

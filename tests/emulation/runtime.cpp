@@ -3,6 +3,7 @@
 // program asks.
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -22,8 +23,11 @@
 
 // All of it but what never changes under the runtime's lock.
 struct CUstream_st {
+  static inline std::atomic<unsigned long long> made = 0;
+
   int device;
   bool blocking;
+  unsigned long long id = ++made;
   std::deque<std::function<void()>> work{};
   bool busy = false;  // some thread does its work
   std::uint64_t queued = 0, done = 0;
@@ -606,6 +610,13 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   const std::uint64_t queued = stream->queued;
   lock.unlock();
   drain(stream, queued);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetId(cudaStream_t handle, unsigned long long* id) {
+  if (const auto error = usable(handle); error != cudaSuccess) return result(error);
+  const std::lock_guard lock(runtime().mutex);
+  *id = find(handle)->id;
   return cudaSuccess;
 }
 

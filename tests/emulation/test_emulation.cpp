@@ -1070,11 +1070,21 @@ TEST_F(EmulatedLibraries, RefuseSmallWorkspacesAndFailOnDemand) {
   Device<double> da(a), dw(n);
   EXPECT_EQ(syevd(solver, params, false, n, da, n, dw, 0, 0, 1).status,
             CUSOLVER_STATUS_INVALID_VALUE);
-  const Setting fail("EMULATED_CUSOLVER_FAIL", "Xsyevdx");
+  const Setting fail("EMULATED_CUSOLVER_FAIL", "XsyevBatched,Xsyevdx");
   EXPECT_EQ(syevd(solver, params, false, n, da, n, dw, 1, n).info[0], 1);
   EXPECT_TRUE(std::isnan(dw.host()[0]));
   Device<double> again(a);
   EXPECT_EQ(syevd(solver, params, false, n, again, n, dw).info[0], 0);
+  const Setting refuse("EMULATED_CUSOLVER_REFUSE", "Xsyevd");
+  std::size_t on_device = 0, on_host = 0;
+  const auto sizes = [&] {
+    return cusolverDnXsyevd_bufferSize(solver, params, CUSOLVER_EIG_MODE_VECTOR,
+                                       CUBLAS_FILL_MODE_LOWER, n, CUDA_R_64F, da.data(), n,
+                                       CUDA_R_64F, dw.data(), CUDA_R_64F, &on_device, &on_host);
+  };
+  EXPECT_EQ(sizes(), CUSOLVER_STATUS_INVALID_VALUE);
+  const Setting another("EMULATED_CUSOLVER_REFUSE", "Xsyevdx");
+  EXPECT_EQ(sizes(), CUSOLVER_STATUS_SUCCESS);
 }
 
 TEST_F(EmulatedLibraries, SolveBatchesInAZeroedWorkspaceOnly) {

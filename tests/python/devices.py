@@ -24,13 +24,16 @@ except ModuleNotFoundError:
 
 
 class CudaInterfaceOnly:
-    """A producer of the CUDA array interface; `step` > 1: of every step-th row and column."""
+    """A producer of the CUDA array interface; `step` > 1: of every step-th row and column.
 
-    def __init__(self, array: NDArray[Any], step: int = 1) -> None:
+    What is named in `said` is said instead.
+    """
+
+    def __init__(self, array: NDArray[Any], step: int = 1, **said: Any) -> None:
         spread = np.zeros(tuple(step * length for length in array.shape), array.dtype)
         spread[(slice(None, None, step),) * array.ndim] = array
         self.owner = _core.DeviceArray.from_numpy(spread)
-        self.step, self.shape, self.dtype = step, array.shape, array.dtype
+        self.step, self.shape, self.dtype, self.said = step, array.shape, array.dtype, said
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -39,6 +42,7 @@ class CudaInterfaceOnly:
             "shape": self.shape,
             "strides": tuple(self.step * stride for stride in whole["strides"]),
             "stream": 1,
+            **self.said,
         }
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,30 @@ def test_saved_state_comes_back(put: Put, tmp_path: Path) -> None:
 
 
 @each_way
+def test_moments_without_samples_come_back(put: Put, tmp_path: Path) -> None:
+    empty = df.Covariance(3).update(put(np.empty((0, 3))))
+    empty.save(tmp_path / "empty.safetensors")
+    loaded = df.Covariance.load(tmp_path / "empty.safetensors", device=empty.device)
+    assert loaded.device == empty.device
+    assert (loaded.count, loaded.update(put(samples(8, 3))).count) == (0, 8)
+    assert pickle.loads(pickle.dumps(empty)).count == 0
+
+
+@each_way
+def test_weights_may_be_integers_and_selectors_lists(put: Put) -> None:
+    x, weights = samples(30, 3), np.arange(30) % 3
+    mask = weights != 1
+    for cov in (
+        df.Covariance(3).update(put(x), weights=put(weights)),
+        df.Covariance(3).update(put(x), weights=weights.tolist()),
+        df.Covariance(3).update(put(x), mask=mask.tolist(), weights=weights.tolist()),
+    ):
+        assert cov.device == df.Covariance.from_samples(put(x)).device
+    assert_moments(cov, x[weights == 2])
+    assert df.Covariance(3).update(put(x), weights=put(mask)).count == 20
+
+
+@each_way
 def test_cross_moments(put: Put) -> None:
     x, y = samples(150, 6, 2.0), samples(150, 4, -1.0, seed=3)
     y[:, 0] += x[:, 0]
@@ -197,6 +224,22 @@ def test_ties_are_broken_the_same_way_everywhere(put: Put) -> None:
     there = df.linear_assignment(put(costs))
     assert np.array_equal(host(here.columns), host(there.columns))
     assert np.array_equal(host(here.cost), host(there.cost))
+
+
+@each_way
+def test_integer_costs_are_exact_and_stay_where_they_are(put: Put) -> None:
+    costs = np.random.default_rng(0).integers(0, 9, (5, 6, 6))
+    here, there = df.linear_assignment(costs), df.linear_assignment(put(costs))
+    assert type(there.columns) is type(put(costs))
+    assert np.array_equal(host(there.columns), here.columns)
+    assert np.array_equal(host(there.cost), here.cost)
+
+
+@on_cuda
+def test_the_way_of_integer_costs_is_in_the_route() -> None:
+    r = df.linear_assignment(_FROM_NUMPY(np.arange(9).reshape(3, 3)))
+    assert r.route.device == "cpu"
+    assert r.route.fallbacks[0].startswith("cuda:0: ")
 
 
 @each_way
@@ -355,6 +398,10 @@ def test_mixed_devices_are_refused() -> None:
         lambda: d_cpu.transform(there),
         lambda: df.Covariance(4, device="cpu").update(there),
         lambda: df.Covariance.combine([on_device, on_cpu], [1, 1]),
+        lambda: df.Covariance.from_moments(_FROM_NUMPY(np.eye(4)), x[0]),
+        lambda: df.linear_assignment(_FROM_NUMPY(x[:4]), initial_duals=x[0]),
+        lambda: df.linear_assignment(x[:4], initial_duals=_FROM_NUMPY(x[0])),
+        lambda: df.quadratic_assignment(_FROM_NUMPY(x[:4]), x[:4]),
     ):
         with pytest.raises(ValueError, match=r"lies on (cpu|cuda:0), expected (cpu|cuda:0)"):
             call()
@@ -372,8 +419,111 @@ def test_offloaded_moments_are_the_same() -> None:
 
 @on_cuda
 def test_a_device_that_is_not_there_is_a_backend_error() -> None:
-    with pytest.raises(df.BackendError):
+    with pytest.raises(df.BackendError, match=r'device: got "cuda:99", but cuda:0 '):
         df.Covariance(3, device="cuda:99")
+    with pytest.raises(df.BackendError, match="device: got 99, but cuda:0 "):
+        _FROM_NUMPY(np.eye(2), 99)
+
+
+@on_cuda
+def test_an_update_that_fails_does_not_decide_the_device() -> None:
+    x = samples(20, 4)
+    there, bad = _FROM_NUMPY(x), np.where(x == x[3, 2], np.nan, x)
+    for fail, then in (
+        (lambda cov: cov.update(there, mask=np.ones(20, dtype=bool)), x),
+        (lambda cov: cov.update(bad), there),
+        (lambda cov: cov.merge(df.Covariance.from_samples(_FROM_NUMPY(bad))), x),
+    ):
+        cov = df.Covariance(4)
+        with pytest.raises(ValueError, match=r"lies on|NaN"):
+            fail(cov)
+        assert cov.update(then).count == 20
+    cross = df.CrossCovariance(4, 4)
+    with pytest.raises(ValueError, match="y: lies on cpu, expected cuda:0"):
+        cross.update(there, x)
+    assert cross.update(x, x).count == 20
+
+
+@on_cuda
+def test_copies_are_on_the_cpu_and_decide_nothing() -> None:
+    x = _FROM_NUMPY(samples(20, 4))
+    cov = df.Covariance(4)
+    assert copy.deepcopy(cov).update(samples(20, 4)).device == "cpu"
+    assert cov.update(x).device == "cuda:0"
+    assert copy.deepcopy(cov).device == pickle.loads(pickle.dumps(cov)).device == "cpu"
+
+
+@on_cuda
+def test_printing_neither_waits_nor_takes_an_error() -> None:
+    cov = df.Covariance(2).update(_FROM_NUMPY(np.array([[1.0, np.nan]])))
+    assert repr(cov) == "<Covariance of 2 features, on cuda:0>"
+    with pytest.raises(ValueError, match="row 0, column 1 of update 0"):
+        _ = cov.count
+    assert cov.count == 0
+
+
+@on_cuda
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"data": (0, True)}, "has 6 elements, but no memory"),
+        ({"strides": (17, 8)}, "stride of 17 bytes"),
+        ({"typestr": "<i8"}, "element type <i8"),
+    ],
+)
+def test_memory_that_no_kernel_can_read_is_refused(said: dict[str, Any], why: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=why):
+        df.Covariance(3).update(CudaInterfaceOnly(np.ones((2, 3)), **said))
+    array = CudaInterfaceOnly(np.ones((3, 3)))
+    odd = array.__cuda_array_interface__["data"][0] + 4
+    array.said = {"data": (odd, True), "shape": (2, 3)}
+    with pytest.raises(ValueError, match="not aligned for float64"):
+        df.Covariance(3).update(array)
+
+
+class Unordered:
+    """A DLPack producer of no known library, which gives its memory to others at any time."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.owner, self.dtype, self.nbytes = _FROM_NUMPY(array), array.dtype, array.nbytes
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.owner.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.owner.__dlpack__(**options)
+
+    def give_away(self) -> None:
+        ctypes.memset(self.owner.__cuda_array_interface__["data"][0], 0, self.nbytes)
+
+
+@pytest.mark.skipif(
+    "emulated" not in df.show_config("dict")["cuda"],
+    reason="the memory of an emulated device alone can be written from here",
+)
+def test_memory_in_no_known_order_has_been_read_when_an_update_returns() -> None:
+    x = samples(30, 4)
+    weights = np.arange(30.0)
+    cov, cross = df.Covariance(4, device="cuda"), df.CrossCovariance(4, 4, device="cuda")
+    assert cov.count == cross.count == 0  # what was queued to make them is done
+    updates: list[tuple[Unordered, Any]] = [
+        (batch := Unordered(x), lambda: cov.update(batch)),
+        (frequencies := Unordered(weights), lambda: cov.update(_FROM_NUMPY(x), None, frequencies)),
+        (y := Unordered(x), lambda: cross.update(_FROM_NUMPY(x), y)),
+    ]
+    for array, update in updates:
+        update()
+        array.give_away()
+    assert cov.weight == 30 + weights.sum()
+    second = (x.T @ x + (weights * x.T) @ x) / cov.weight
+    assert worst(host(cov.second_moment()), second) <= 1e-12
+    assert worst(host(cross.cross_moment()), x.T @ x / 30) <= 1e-12
+
+
+@on_cuda
+def test_device_arrays_take_native_bytes_alone() -> None:
+    with pytest.raises(TypeError, match="non-native byte order >f8"):
+        _FROM_NUMPY(np.ones(3, dtype=">f8"))
 
 
 @on_cuda

@@ -18,6 +18,8 @@ struct AssignmentOptions {
   /// Column duals of an earlier, similar problem, (..., m), for square problems: a start, not a
   /// constraint.
   std::optional<ArrayView> initial_duals = {};
+  /// Costs on a CUDA device are solved there even where the CPU is expected to be faster.
+  bool on_device = false;
 };
 
 /// Optimal assignments of a batch, with the duals that prove them.

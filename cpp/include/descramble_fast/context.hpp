@@ -44,8 +44,11 @@ DESCRAMBLE_FAST_EXPORT std::vector<std::string> instruction_sets();
 /// names none of those.
 DESCRAMBLE_FAST_EXPORT std::string instruction_set();
 
-/// Whether the CUDA backend is there, and a device that it can use. Loads it on the first call.
-DESCRAMBLE_FAST_EXPORT bool cuda_available();
+/// Whether the CUDA backend is there, and the device of this number. Loads it on the first call.
+DESCRAMBLE_FAST_EXPORT bool cuda_available(int device = 0);
+
+/// Waits for what is on the context's stream of this device.
+DESCRAMBLE_FAST_EXPORT void synchronize(Device device, const Context& context);
 
 /// What comes on the context's stream from now on waits for what is on `stream` of this device now.
 DESCRAMBLE_FAST_EXPORT void wait_for(Device device, void* stream, const Context& context);

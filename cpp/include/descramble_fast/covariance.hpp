@@ -57,7 +57,7 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   /// Moments known from elsewhere. Without a mean only the uncentred second moment is defined.
   static Covariance from_moments(const ArrayView& second_moment,
                                  const std::optional<ArrayView>& mean, double weight,
-                                 MomentsPlace place = {});
+                                 MomentsPlace place = {}, const Context& context = {});
   /// sum_i weights[i] C_i of the normalised, uncentred second moments.
   static Covariance combine(std::span<const Covariance* const> covariances,
                             std::span<const double> weights);
