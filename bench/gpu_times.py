@@ -470,5 +470,5 @@ def large(arrays: Arrays, n: int, rows: int, updates: int, dtype: str) -> Facts:
 
 
 def plan_of(n: int, rows: int, dtype: str) -> int | None:
-    """Bytes that the library states for an accumulator and its updates, which depend on the device."""
+    """Bytes stated for an accumulator and its updates on the device at hand."""
     return sum(_core.moments_memory(n, rows, dtype)) if df.cuda_available() else None
