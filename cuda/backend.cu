@@ -7,7 +7,16 @@ namespace descramble_fast::cuda {
 namespace {
 
 bool count_devices(int* count, Failure* failure) {
-  return guarded(failure, [&] { check(cudaGetDeviceCount(count), "cudaGetDeviceCount"); });
+  return guarded(failure, [&] {
+    const cudaError_t status = cudaGetDeviceCount(count);
+    if (status == cudaErrorInsufficientDriver) {
+      int wanted = 0;
+      check(cudaRuntimeGetVersion(&wanted), "cudaRuntimeGetVersion");
+      throw Error(Fault::backend, message("no driver, or one older than CUDA ", wanted / 1000, ".",
+                                          wanted % 1000 / 10, " wants"));
+    }
+    check(status, "cudaGetDeviceCount");
+  });
 }
 
 bool describe(int device, DeviceFacts* facts, Failure* failure) {

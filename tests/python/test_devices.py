@@ -6,6 +6,7 @@ import copy
 import ctypes
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -546,6 +547,15 @@ def test_importing_loads_no_backend(fresh_python: Any) -> None:
         """
     )
     assert out.split() == ["False", "False"]
+
+
+@pytest.mark.skipif(df.cuda_available(), reason="a CUDA device can be used")
+def test_why_there_is_no_device_is_explained() -> None:
+    why = df.show_config("dict")["cuda"]
+    causes = "built without CUDA|cannot be loaded: .*pip install|no driver|none is there"
+    assert re.search(causes, why)
+    with pytest.raises(df.BackendError, match=re.escape(why)):
+        df.Covariance(3, device="cuda")
 
 
 def test_a_missing_backend_is_explained(fresh_python: Any, monkeypatch: Any) -> None:
