@@ -373,6 +373,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     NAME(cudaErrorMemoryAllocation)
     NAME(cudaErrorInvalidConfiguration)
     NAME(cudaErrorInvalidMemcpyDirection)
+    NAME(cudaErrorInsufficientDriver)
     NAME(cudaErrorNoDevice)
     NAME(cudaErrorInvalidDevice)
     NAME(cudaErrorInvalidResourceHandle)
