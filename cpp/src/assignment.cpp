@@ -6,6 +6,7 @@
 #include <exception>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <thread>
 #include <type_traits>
 
@@ -342,25 +343,62 @@ LinearAssignment solve_away(const ArrayView& cost, const AssignmentOptions& opti
   return out;
 }
 
-// Problem b by itself on the CPU, its answer put among the others.
-void solve_open(const ArrayView& cost, std::int64_t b, bool maximize, LinearAssignment& out,
-                const Context& context) {
-  const cuda::OnHost problem(cost.item(b, 2), context);
-  const LinearAssignment found = solve_on_cpu(problem.view(), {maximize, {}}, context);
-  const auto put = [&]<class T>(const Matrix<T>& from, Matrix<T>& to) {
-    copy_between(cost.device(), to.row(b), {}, from.data(),
-                 from.columns() * std::int64_t(sizeof(T)), context);
+// Problems of the batch one after another on the CPU.
+template <class T>
+Matrix<T> gathered(const ArrayView& cost, const std::vector<std::int64_t>& problems,
+                   const Context& context) {
+  constexpr std::size_t few = 8;  // to be fetched one by one
+  const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
+  Matrix<T> out(std::int64_t(problems.size()) * n, m);
+  std::optional<cuda::OnHost> all;
+  if (problems.size() > few) all.emplace(cost, context);
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    const auto copy = [&](const ArrayView& problem) {
+      std::copy_n(static_cast<const T*>(problem.data()), n * m, out.row(std::int64_t(i) * n));
+    };
+    if (all)
+      copy(all->view().item(problems[i], 2));
+    else
+      copy(cuda::OnHost(cost.item(problems[i], 2), context).view());
+  }
+  return out;
+}
+
+// What the device left open, solved by the CPU and put among the other answers.
+template <class T>
+void solve_open(const ArrayView& cost, const std::vector<std::int64_t>& open, bool maximize,
+                LinearAssignment& out, const Context& context) {
+  const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
+  const Matrix<T> costs = gathered<T>(cost, open, context);
+  const LinearAssignment found = solve_on_cpu(
+      ArrayView(costs.data(), {std::int64_t(open.size()), n, m}), {maximize, {}}, context);
+  const auto put = [&](const auto& from, auto& to) {
+    auto all = to.to({}, context);
+    for (std::size_t i = 0; i < open.size(); ++i)
+      std::copy_n(from.row(std::int64_t(i)), from.columns(), all.row(open[i]));
+    to = all.to(cost.device(), context);
   };
   put(found.columns, out.columns);
   put(found.row_duals, out.row_duals);
   put(found.column_duals, out.column_duals);
-  out.cost[std::size_t(b)] = found.cost.front();
-  out.gap[std::size_t(b)] = found.gap.front();
-  out.violation[std::size_t(b)] = found.violation.front();
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    out.cost[std::size_t(open[i])] = found.cost[i];
+    out.gap[std::size_t(open[i])] = found.gap[i];
+    out.violation[std::size_t(open[i])] = found.violation[i];
+  }
+}
+
+// Problems [begin, end) of a batch with one leading axis.
+ArrayView part_of(const ArrayView& cost, std::int64_t begin, std::int64_t end) {
+  const std::int64_t shape[] = {end - begin, cost.shape()[1], cost.shape()[2]};
+  return ArrayView(cost.item(begin, 2).data(), cost.dtype(), shape, cost.strides(), cost.device());
 }
 
 LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions& options,
                                  const Context& context) {
+  // Costs of few digits have several optima: a look at some problems, before the others are solved
+  // twice.
+  constexpr std::int64_t looked_at = 256;
   const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
   LinearAssignment out = unsolved(cost, cost.device());
   const std::int64_t batch = out.columns.rows();
@@ -372,25 +410,38 @@ LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions&
     return solve_away(cost, options, "solved on the CPU, as it is faster at this size", context);
 
   std::vector<cuda::Assigned> status(static_cast<std::size_t>(batch));
-  std::vector<std::int64_t> row(status.size()), column(status.size());
-  cuda::AssignmentOutput output{out.columns.data(), out.row_duals.data(), out.column_duals.data(),
-                                out.cost.data(),    out.gap.data(),       out.violation.data(),
-                                status.data(),      row.data(),           column.data()};
-  const cuda::AssignmentProblem problem{&cost, options.maximize};
-  cuda::Caller(cost.device(), context)(cuda::backend().assign, &problem, &output);
-  std::int64_t open = 0;
-  for (std::int64_t b = 0; b < batch; ++b) {
-    const cuda::Assigned found = status[std::size_t(b)];
-    if (found == cuda::Assigned::optimal) continue;
-    if (found != cuda::Assigned::open)  // the CPU finds the same fault, and says where
-      return solve_away(cost, options, "no answer", context);
-    solve_open(cost, b, options.maximize, out, context);
-    ++open;
+  std::vector<std::int64_t> row(status.size()), column(status.size()), open;
+  cuda::Caller call(cost.device(), context);
+  const bool looks = !options.on_device && cost.rank() == 3 && batch > looked_at;
+  for (std::int64_t begin = 0, end = looks ? looked_at : batch; begin < batch;
+       begin = end, end = batch) {
+    const ArrayView costs = looks ? part_of(cost, begin, end) : cost;
+    const cuda::AssignmentProblem problem{&costs, options.maximize};
+    cuda::AssignmentOutput output{
+        out.columns.row(begin),  out.row_duals.row(begin), out.column_duals.row(begin),
+        out.cost.data() + begin, out.gap.data() + begin,   out.violation.data() + begin,
+        status.data() + begin,   row.data() + begin,       column.data() + begin};
+    call(cuda::backend().assign, &problem, &output);
+    for (std::int64_t b = begin; b < end; ++b) {
+      const cuda::Assigned found = status[std::size_t(b)];
+      if (found == cuda::Assigned::open) open.push_back(b);
+      if (found == cuda::Assigned::not_finite || found == cuda::Assigned::infeasible)
+        return solve_away(cost, options, "no answer", context);  // the CPU says where
+    }
+    if (end < batch && 2 * std::int64_t(open.size()) > end)
+      return solve_away(cost, options,
+                        message("solved on the CPU, as ", open.size(), " of the first ", end,
+                                " problems may have several optima"),
+                        context);
   }
   out.route.driver = "shortest augmenting paths (a warp or a block to each problem)";
-  if (open > 0)
-    out.route.fallbacks.push_back(message(name(cost.device()), ": ", open, " of ", batch,
-                                          " problems may have several optima; solved on the CPU"));
+  if (open.empty()) return out;
+  if (cost.dtype() == DType::float64)
+    solve_open<double>(cost, open, options.maximize, out, context);
+  else
+    solve_open<float>(cost, open, options.maximize, out, context);
+  out.route.fallbacks.push_back(message(name(cost.device()), ": ", open.size(), " of ", batch,
+                                        " problems may have several optima; solved on the CPU"));
   return out;
 }
 

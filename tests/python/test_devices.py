@@ -528,6 +528,25 @@ def test_device_arrays_take_native_bytes_alone() -> None:
 
 
 @on_cuda
+def test_problems_with_several_optima_are_solved_on_the_cpu() -> None:
+    rng = np.random.default_rng(1)
+    costs = rng.random((4000, 8, 8)).astype(np.float32)
+    costs[rng.random(4000) < 0.1] = 1  # any assignment will do
+    some = df.linear_assignment(_FROM_NUMPY(costs))
+    assert some.route.device == "cuda:0"
+    assert "several optima" in some.route.fallbacks[0]
+    most = df.linear_assignment(_FROM_NUMPY(np.round(3 * costs)))
+    assert most.route.device == "cpu"
+    assert "of the first" in most.route.fallbacks[0]
+    for result, solved in ((some, costs), (most, np.round(3 * costs))):
+        here = df.linear_assignment(solved)
+        assert np.array_equal(host(result.columns), here.columns)
+        assert np.array_equal(host(result.cost), here.cost)
+        u, v = host(result.row_duals), host(result.column_duals)
+        assert (u[:, :, None] + v[:, None, :] - solved).max() <= 1e-6
+
+
+@on_cuda
 def test_many_small_problems_go_to_the_device_and_few_do_not() -> None:
     costs = np.random.default_rng(0).random((4000, 8, 8)).astype(np.float32)
     many = df.linear_assignment(_FROM_NUMPY(costs))
