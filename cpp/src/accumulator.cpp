@@ -156,7 +156,7 @@ void Accumulator::merge(Accumulator& other) {
   if (other.device() != device())
     throw InvalidArgument(message("other: lies on ", name(other.device()), ", expected ",
                                   name(device()), ", where this accumulator is"));
-  const Totals mine = totals(), theirs = other.totals();
+  const Totals mine = totals(), theirs = naming("other", [&] { return other.totals(); });
   check_count(mine.count, theirs.count);
   check_total_weight(mine.weight, theirs.weight);
   if (on_device()) {

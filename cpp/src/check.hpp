@@ -28,6 +28,16 @@ inline void check_floating(const char* argument, const ArrayView& a) {
         message(argument, ": got dtype bool, expected float16, bfloat16, float32 or float64"));
 }
 
+/// Calls what may throw for an earlier update of some moments, and says of which ones.
+template <class Call>
+auto naming(const std::string& moments, const Call& call) {
+  try {
+    return call();
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(message(moments, ": ", error.what()));
+  }
+}
+
 inline std::string shape_text(const ArrayView& a) {
   std::string text = "(";
   for (int i = 0; i < a.rank(); ++i) text += message(i > 0 ? ", " : "", a.shape()[std::size_t(i)]);

@@ -527,6 +527,8 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
   std::map<std::pair<std::int64_t, int>, std::vector<std::size_t>> groups;
   for (std::size_t i = 0; i < covariances.size(); ++i) {
     check_problem(*covariances[i], ops[i], options);
+    if (covariances.size() > 1)
+      naming(message("covariances: entry ", i), [&] { return covariances[i]->count(); });
     const Device device = covariances[i]->device();
     groups[{covariances[i]->size(), device.kind == DeviceKind::cpu ? -1 : device.index}].push_back(
         i);

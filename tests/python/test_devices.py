@@ -528,6 +528,21 @@ def test_device_arrays_take_native_bytes_alone() -> None:
 
 
 @on_cuda
+def test_whose_update_was_refused_is_said() -> None:
+    bad = samples(4, 3)
+    bad[2, 1] = np.inf
+    good, faulty = (df.Covariance.from_samples(_FROM_NUMPY(samples(9, 3))) for _ in range(2))
+    faulty.update(_FROM_NUMPY(bad))
+    with pytest.raises(ValueError, match=r"covariances: entry 1: batch: .*row 2, column 1"):
+        df.descramble_many([good, faulty])
+    assert len(df.descramble_many([good, faulty])) == 2  # said once; the state is whole
+    faulty.update(_FROM_NUMPY(bad))
+    with pytest.raises(ValueError, match=r"other: batch: .*row 2, column 1"):
+        good.merge(faulty)
+    assert good.merge(faulty).count == 18
+
+
+@on_cuda
 def test_problems_with_several_optima_are_solved_on_the_cpu() -> None:
     rng = np.random.default_rng(1)
     costs = rng.random((4000, 8, 8)).astype(np.float32)
