@@ -92,13 +92,25 @@ void grant_shared(const void* kernel, std::size_t bytes) {
 
 namespace {
 
+void create(cublasHandle_t& handle) { check(cublasCreate(&handle), "cublasCreate"); }
+void create(cusolverDnHandle_t& handle) { check(cusolverDnCreate(&handle), "cusolverDnCreate"); }
+
+void bind(cublasHandle_t handle, cudaStream_t stream) {
+  check(cublasSetStream(handle, stream), "cublasSetStream");
+}
+void bind(cusolverDnHandle_t handle, cudaStream_t stream) {
+  check(cusolverDnSetStream(handle, stream), "cusolverDnSetStream");
+}
+
+void destroy(cublasHandle_t handle) { cublasDestroy(handle); }
+void destroy(cusolverDnHandle_t handle) { cusolverDnDestroy(handle); }
+
 // Idle handles by device and stream: the work space of one may still be in use by what is queued
 // there. They live as long as the process: at its end the driver may be gone.
 template <class Handle>
 class Pool {
  public:
-  template <class Create>
-  Handle take(const Queue& queue, const Create& create) {
+  Handle take(const Queue& queue) {
     {
       const std::lock_guard lock(mutex_);
       std::vector<Handle>& idle = idle_[key_of(queue)];
@@ -108,7 +120,9 @@ class Pool {
         return handle;
       }
     }
-    return create();
+    Handle handle = nullptr;
+    create(handle);
+    return handle;
   }
 
   // False where it cannot be kept.
@@ -154,31 +168,18 @@ __global__ void convert_kernel(Strided from, T* out) {
 
 }  // namespace
 
-Blas::Blas(const Queue& queue) : queue_(queue) {
-  handle_ = pool<cublasHandle_t>().take(queue, [] {
-    cublasHandle_t handle = nullptr;
-    check(cublasCreate(&handle), "cublasCreate");
-    return handle;
-  });
-  check(cublasSetStream(handle_, stream_of(queue)), "cublasSetStream");
+template <class Handle>
+Lease<Handle>::Lease(const Queue& queue) : queue_(queue), handle_(pool<Handle>().take(queue)) {
+  bind(handle_, stream_of(queue));
 }
 
-Blas::~Blas() {
-  if (!pool<cublasHandle_t>().give_back(queue_, handle_)) cublasDestroy(handle_);
+template <class Handle>
+Lease<Handle>::~Lease() {
+  if (!pool<Handle>().give_back(queue_, handle_)) destroy(handle_);
 }
 
-Solver::Solver(const Queue& queue) : queue_(queue) {
-  handle_ = pool<cusolverDnHandle_t>().take(queue, [] {
-    cusolverDnHandle_t handle = nullptr;
-    check(cusolverDnCreate(&handle), "cusolverDnCreate");
-    return handle;
-  });
-  check(cusolverDnSetStream(handle_, stream_of(queue)), "cusolverDnSetStream");
-}
-
-Solver::~Solver() {
-  if (!pool<cusolverDnHandle_t>().give_back(queue_, handle_)) cusolverDnDestroy(handle_);
-}
+template class Lease<cublasHandle_t>;
+template class Lease<cusolverDnHandle_t>;
 
 void multiply(const Queue& queue, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
               const Operand& a, const Operand& b, double beta, double* c, std::int64_t c_stride) {

@@ -168,31 +168,21 @@ inline unsigned char* dynamic_shared() { return descramble_fast_dynamic_shared()
 
 /// A cuBLAS or cuSOLVER handle bound to the queue's stream, used by one call at a time and kept for
 /// the next on that stream, as making one takes milliseconds.
-class Blas {
+template <class Handle>
+class Lease {
  public:
-  explicit Blas(const Queue& queue);
-  ~Blas();
-  Blas(const Blas&) = delete;
-  Blas& operator=(const Blas&) = delete;
-  cublasHandle_t get() const { return handle_; }
+  explicit Lease(const Queue& queue);
+  ~Lease();
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  Handle get() const { return handle_; }
 
  private:
   Queue queue_;
-  cublasHandle_t handle_;
+  Handle handle_;
 };
-
-class Solver {
- public:
-  explicit Solver(const Queue& queue);
-  ~Solver();
-  Solver(const Solver&) = delete;
-  Solver& operator=(const Solver&) = delete;
-  cusolverDnHandle_t get() const { return handle_; }
-
- private:
-  Queue queue_;
-  cusolverDnHandle_t handle_;
-};
+using Blas = Lease<cublasHandle_t>;
+using Solver = Lease<cusolverDnHandle_t>;
 
 /// C (m, n) = alpha A op(B) + beta C, row-major, float64; the letters say which is transposed.
 /// Rows are contiguous; the strides count elements from row to row.
