@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <charconv>
 #include <memory>
 #include <string>
@@ -127,7 +128,13 @@ void bind_covariance(py::module_& module) {
                              })
       .def("mean",
            [](const SharedCovariance& self) {
-             return vector_array(read(self, [](const Covariance& c) { return c.mean(); }));
+             Matrix<double> mean = read(self, [](const Covariance& c) {
+               Matrix<double> mean(1, c.size());
+               std::ranges::copy(c.mean(), mean.data());
+               return c.device() == Device{} ? std::move(mean) : mean.to(c.device(), {});
+             });
+             const py::ssize_t n = mean.columns();
+             return to_python(std::move(mean), {n});
            })
       .def("second_moment",
            [](const SharedCovariance& self) {

@@ -118,6 +118,7 @@ def test_saved_state_comes_back(put: Put, tmp_path: Path) -> None:
         loaded = df.Covariance.load(tmp_path / "state.safetensors", device=device)
         assert loaded.device == device
         assert loaded.count == 80
+        assert isinstance(loaded.mean, np.ndarray if device == "cpu" else _core.DeviceArray)
         assert_moments(loaded, x)
 
 
