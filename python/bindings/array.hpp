@@ -95,6 +95,7 @@ py::array_t<T> vector_to_numpy(std::span<const T> values) {
 
 void bind_assignment(py::module_& module);
 void bind_context(py::module_& module);
+void bind_convolution(py::module_& module);
 void bind_covariance(py::module_& module);
 void bind_device_array(py::module_& module);
 void bind_operators(py::module_& module);

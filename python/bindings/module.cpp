@@ -12,6 +12,7 @@ PYBIND11_MODULE(_core, module) {
   python::bind_eigh(module);
   python::bind_limits(module);
   python::bind_descrambler(module);
+  python::bind_convolution(module);
   python::bind_assignment(module);
   python::bind_permutation(module);
 }

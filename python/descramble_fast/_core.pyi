@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendError', 'Covariance', 'CrossCovariance', 'Descrambler', 'DeviceArray', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'cuda_available', 'cuda_config', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'moments_memory', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
+__all__: list[str] = ['BackendError', 'ConvolutionDescrambler', 'Covariance', 'CrossCovariance', 'Descrambler', 'DeviceArray', 'GaugeReport', 'MatrixDescrambler', 'Operator', 'Route', 'SearchProgress', 'SmoothnessDescrambler', 'cuda_available', 'cuda_config', 'descramble_conv', 'descramble_diagonal', 'descramble_many', 'descramble_memory', 'descramble_permutation', 'descramble_trace', 'eigh', 'instruction_set', 'instruction_sets', 'lapack_config', 'linear_assignment', 'machine_limits', 'match_modes', 'match_neurons', 'moments_memory', 'nearest_permutation', 'num_threads', 'output_difference', 'permute_diagonal', 'permute_trace', 'preactivation_moment', 'quadratic_assignment', 'set_num_threads']
 class BackendError(RuntimeError):
     pass
 class Route:
@@ -233,6 +233,17 @@ class MatrixDescrambler(Descrambler):
     @property
     def stationarity(self) -> float:
         ...
+class ConvolutionDescrambler(Descrambler):
+    def blocks(self) -> list[tuple[int, int]]:
+        ...
+    def eigenvalues(self) -> numpy.typing.NDArray[numpy.float64]:
+        ...
+    @property
+    def cost_error(self) -> float:
+        ...
+    @property
+    def operator(self) -> Operator:
+        ...
 class SearchProgress:
     @property
     def cost(self) -> float:
@@ -249,6 +260,8 @@ class SearchProgress:
 def cuda_available() -> bool:
     ...
 def cuda_config() -> str:
+    ...
+def descramble_conv(weight: typing.Any, spatial_shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], operator: Operator | None) -> ConvolutionDescrambler:
     ...
 def descramble_diagonal(weight: typing.Any) -> MatrixDescrambler:
     ...

@@ -314,3 +314,17 @@ def symmetric(n: int, rng: np.random.Generator) -> Array:
     """Random symmetric, indefinite matrix."""
     a = rng.normal(size=(n, n))
     return np.asarray(a + a.T)
+
+
+# Convolutions -------------------------------------------------------------------------------------
+
+
+def convolution_matrix(weight: Array, shape: Sequence[int]) -> Array:
+    """W with y = W x: one column for each input entry, at each of the grid's places periodic."""
+    c_out, c_in, *kernel = weight.shape
+    W = np.zeros((c_out, *shape, c_in, *shape))
+    for place in product(*map(range, shape)):
+        for tap in product(*map(range, kernel)):
+            read = tuple((p + t) % n for p, t, n in zip(place, tap, shape, strict=True))
+            W[(slice(None), *place, slice(None), *read)] += weight[(slice(None), slice(None), *tap)]
+    return W.reshape(c_out * int(np.prod(shape)), -1)

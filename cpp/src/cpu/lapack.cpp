@@ -20,6 +20,7 @@
 #define FORTRAN(name) name##_
 #endif
 
+using descramble_fast::cpu::Complex;
 using descramble_fast::cpu::lapack_int;
 using length = std::size_t;  // Fortran's hidden string lengths
 
@@ -31,6 +32,13 @@ void FORTRAN(dgemm)(const char*, const char*, const lapack_int*, const lapack_in
 void FORTRAN(sgemm)(const char*, const char*, const lapack_int*, const lapack_int*,
                     const lapack_int*, const float*, const float*, const lapack_int*, const float*,
                     const lapack_int*, const float*, float*, const lapack_int*, length, length);
+void FORTRAN(zgemm)(const char*, const char*, const lapack_int*, const lapack_int*,
+                    const lapack_int*, const Complex*, const Complex*, const lapack_int*,
+                    const Complex*, const lapack_int*, const Complex*, Complex*, const lapack_int*,
+                    length, length);
+void FORTRAN(zherk)(const char*, const char*, const lapack_int*, const lapack_int*, const double*,
+                    const Complex*, const lapack_int*, const double*, Complex*, const lapack_int*,
+                    length, length);
 void FORTRAN(dtrsm)(const char*, const char*, const char*, const char*, const lapack_int*,
                     const lapack_int*, const double*, const double*, const lapack_int*, double*,
                     const lapack_int*, length, length, length, length);
@@ -47,6 +55,9 @@ void FORTRAN(dsyevd)(const char*, const char*, const lapack_int*, double*, const
 void FORTRAN(ssyevd)(const char*, const char*, const lapack_int*, float*, const lapack_int*, float*,
                      float*, const lapack_int*, lapack_int*, const lapack_int*, lapack_int*, length,
                      length);
+void FORTRAN(zheevd)(const char*, const char*, const lapack_int*, Complex*, const lapack_int*,
+                     double*, Complex*, const lapack_int*, double*, const lapack_int*, lapack_int*,
+                     const lapack_int*, lapack_int*, length, length);
 void FORTRAN(dsyevr)(const char*, const char*, const char*, const lapack_int*, double*,
                      const lapack_int*, const double*, const double*, const lapack_int*,
                      const lapack_int*, const double*, lapack_int*, double*, double*,
@@ -158,6 +169,8 @@ Lock pass() {
 const auto mm = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dgemm)(arguments...); })
     FORTRAN(dgemm)(arguments...);
+  else if constexpr (requires { FORTRAN(zgemm)(arguments...); })
+    FORTRAN(zgemm)(arguments...);
   else
     FORTRAN(sgemm)(arguments...);
 };
@@ -260,6 +273,21 @@ void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64
   multiply(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
+void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, Complex alpha,
+          const Complex* a, std::int64_t lda, const Complex* b, std::int64_t ldb, Complex beta,
+          Complex* c, std::int64_t ldc) {
+  multiply(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+// Row-major, C^T = (A^T)^H A^T.
+void herk(std::int64_t n, std::int64_t k, const Complex* a, Complex* c) {
+  const char uplo = 'U', trans = 'C';
+  const lapack_int size = lapack_int(n), inner = lapack_int(k);
+  const double one = 1, zero = 0;
+  FORTRAN(zherk)
+  (&uplo, &trans, &size, &inner, &one, a, &inner, &zero, c, &size, length(1), length(1));
+}
+
 bool cholesky(std::int64_t n, float* a, std::int64_t lda) { return factor(n, a, lda); }
 bool cholesky(std::int64_t n, double* a, std::int64_t lda) { return factor(n, a, lda); }
 
@@ -345,6 +373,32 @@ Found Lapack<T>::syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z) {
 
 template struct Lapack<float>;
 template struct Lapack<double>;
+
+namespace {
+
+// What zheevd hands on to zunmtr is beyond its own n^2 + n; with less than this, which it does not
+// state, that takes one reflection at a time.
+constexpr std::int64_t reflections = 64;
+
+}  // namespace
+
+std::int64_t heevd_workspace(std::int64_t n) {
+  return std::max(1 + 5 * n + 2 * n * n, n * n + (reflections + 2) * (n + reflections));
+}
+
+std::int64_t heevd(std::int64_t n, Complex* a, double* w) {
+  const char jobz = 'V', uplo = 'U';
+  const lapack_int size = lapack_int(n), liwork = lapack_int(3 + 5 * n);
+  const lapack_int lwork = lapack_int(n * n + (reflections + 2) * (n + reflections));
+  const lapack_int lrwork = lapack_int(1 + 5 * n + 2 * n * n);
+  Matrix<double> work(2, lwork), rwork(1, lrwork);
+  std::vector<lapack_int> iwork(std::size_t(liwork), 0);
+  lapack_int info = 0;
+  FORTRAN(zheevd)
+  (&jobz, &uplo, &size, a, &size, w, reinterpret_cast<Complex*>(work.data()), &lwork, rwork.data(),
+   &lrwork, iwork.data(), &liwork, &info, length(1), length(1));
+  return info;
+}
 
 Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
   // Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.

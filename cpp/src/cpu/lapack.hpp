@@ -1,5 +1,6 @@
 #pragma once
 
+#include <complex>
 #include <cstdint>
 #include <limits>
 #include <mutex>
@@ -52,6 +53,15 @@ void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64
           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
           std::int64_t ldc);
 
+using Complex = std::complex<double>;
+
+void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, Complex alpha,
+          const Complex* a, std::int64_t lda, const Complex* b, std::int64_t ldb, Complex beta,
+          Complex* c, std::int64_t ldc);
+
+/// The lower triangle of C (n, n) = A A^H for A (n, k).
+void herk(std::int64_t n, std::int64_t k, const Complex* a, Complex* c);
+
 /// A (n, n) = L L^T in its lower triangle; false where A is not positive definite.
 bool cholesky(std::int64_t n, float* a, std::int64_t lda);
 bool cholesky(std::int64_t n, double* a, std::int64_t lda);
@@ -84,6 +94,12 @@ struct Lapack {
   /// The k largest; destroys `a`, fills z (k, n).
   static Found syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z);
 };
+
+/// The longest of its workspaces.
+std::int64_t heevd_workspace(std::int64_t n);
+/// A = V^H diag(w) V for a Hermitian (n, n), of which it takes the lower triangle and which V
+/// overwrites; w ascending. LAPACK's `info`.
+std::int64_t heevd(std::int64_t n, Complex* a, double* w);
 
 struct Svd {
   std::int64_t info;
