@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ import safetensors.numpy
 
 from descramble_fast import _core
 from descramble_fast._arrays import Array, Floats, Kind, beside, dtype_name, integer, on_host
+from descramble_fast._files import replace_file
 
 _FORMAT = "descramble_fast.covariance"
 _SCHEMA = "1"
@@ -200,6 +198,30 @@ class Covariance:
         self._input_dtypes |= other._input_dtypes
         return self
 
+    def all_reduce(self, group: Any = None) -> Covariance:
+        """Add the samples of all other ranks of a torch.distributed group, on each of them.
+
+        Parameters
+        ----------
+        group : ProcessGroup, optional
+            None: the default group. Every rank of it calls this, with samples or without.
+
+        Returns
+        -------
+        Covariance
+            Itself.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As `descramble_fast.torch.all_reduce` has it, which this is for one layer. The state is
+            then as it was.
+        """
+        from descramble_fast.torch._distributed import all_reduce
+
+        all_reduce({"covariance": self}, group)
+        return self
+
     def second_moment(self) -> Array:
         """Uncentred second moment C = Σ w x xᵀ / Σ w, shape (n, n), float64.
 
@@ -330,6 +352,10 @@ class Covariance:
         >>> df.Covariance.load(path).count
         3
         """
+        self._save(path, {})
+
+    def _save(self, path: str | os.PathLike[str], beside: Mapping[str, str]) -> None:
+        """Write the state with further words in the file's metadata."""
         count, weight, has_mean, reference, offset, scatter = self._core.state()
         tensors = {
             "count": np.array([count], dtype=np.int64),
@@ -344,8 +370,9 @@ class Covariance:
             "version": _core.__version__,
             "has_mean": str(has_mean).lower(),
             "input_dtypes": ",".join(self.input_dtypes),
+            **beside,
         }
-        _replace(Path(path), safetensors.numpy.save(tensors, metadata))
+        replace_file(path, safetensors.numpy.save(tensors, metadata))
 
     @classmethod
     def load(
@@ -401,21 +428,6 @@ _LAYOUT = {
     "offset": "float64",
     "scatter": "float64",
 }
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 class CrossCovariance:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
+
+from descramble_fast._files import ArrayFile, FileError, StoredArray, open_arrays
 
 Matrix: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float64]
 
+DemoError = FileError
+
 CONTROL_SEED = 0
 DATA = Path(__file__).parents[1] / "data"
-FLOATING = {"F16": "float16", "F32": "float32", "F64": "float64"}
-
-
-class DemoError(ValueError):
-    """A file that cannot be used; the message names the file, what came and what was expected."""
+FLOATING = ("float16", "float32", "float64")
 
 
 def _sigmoid(s: Matrix) -> Matrix:
@@ -125,7 +123,7 @@ class Samples:
     tensor: str
     shape: tuple[int, int]
     dtype: str
-    _path: Path
+    _array: StoredArray
 
     def batches(self, size: int) -> Iterator[Matrix]:
         """Rows in order, `size` at a time, float64 if they are stored so and float32 otherwise.
@@ -145,11 +143,12 @@ class Samples:
             At a NaN or an infinity, named by its row and column in the file.
         """
         working = np.float64 if self.dtype == "float64" else np.float32
-        with _open(self._path) as file:
-            rows = file.rows(self.tensor)
+        with closing(self._array.open(0)) as rows:
             for start in range(0, self.shape[0], size):
-                stop = min(start + size, self.shape[0])
-                batch = np.asarray(rows[start:stop]).astype(working)
+                count = min(size, self.shape[0] - start)
+                batch = np.empty((count, self.shape[1]), dtype=self.dtype)
+                rows.read_into(batch)
+                batch = batch.astype(working, copy=False)
                 self._check_finite(batch, start)
                 yield batch
 
@@ -163,96 +162,29 @@ class Samples:
             )
 
 
-class _File:
-    """Tensors by name: shapes and element types first, contents only on demand."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.metadata: dict[str, str] = {}
-        self.layout: dict[str, tuple[tuple[int, ...], str]] = {}
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to close."""
-
-    def rows(self, tensor: str) -> Any:
-        """Something whose slices are NumPy arrays."""
-        raise NotImplementedError
-
-    def check_floating(self, tensor: str) -> None:
-        """Refuse what is no matrix of floating-point numbers."""
-        shape, dtype = self.layout[tensor]
-        if len(shape) != 2 or 0 in shape:
-            raise DemoError(
-                f"{self.name}: {tensor} has shape {shape}, expected a matrix with rows and columns"
-            )
-        if dtype not in FLOATING.values():
-            raise DemoError(
-                f"{self.name}: {tensor} has dtype {dtype}, expected float16, float32 or float64"
-            )
-
-    def matrix(self, tensor: str) -> Floats:
-        """One whole finite matrix as float64."""
-        self.check_floating(tensor)
-        values = np.asarray(self.rows(tensor)[:]).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise DemoError(f"{self.name}: {tensor} holds NaN or infinity, expected finite numbers")
-        return values
+def _check_floating(array: StoredArray) -> None:
+    """Refuse what is no matrix of floating-point numbers."""
+    if len(array.shape) != 2 or 0 in array.shape:
+        raise DemoError(
+            f"{array.path.name}: {array.name} has shape {array.shape}, expected a matrix with rows "
+            "and columns"
+        )
+    if array.dtype not in FLOATING:
+        raise DemoError(
+            f"{array.path.name}: {array.name} has dtype {array.dtype}, expected float16, float32 "
+            "or float64"
+        )
 
 
-class _SafetensorsFile(_File):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.name)
-        try:
-            self._stack = ExitStack()
-            opened = safetensors.safe_open(path, framework="numpy")
-            self._file: Any = self._stack.enter_context(opened)
-        except safetensors.SafetensorError as error:
-            raise DemoError(f"{path.name}: no readable safetensors file: {error}") from error
-        self.metadata = dict(self._file.metadata() or {})
-        for tensor in self._file.keys():  # noqa: SIM118
-            stored = self._file.get_slice(tensor)
-            dtype = stored.get_dtype()
-            self.layout[tensor] = tuple(stored.get_shape()), FLOATING.get(dtype, dtype)
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def rows(self, tensor: str) -> Any:
-        return self._file.get_slice(tensor)
-
-
-class _NumpyFile(_File):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.name)
-        try:
-            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                self._arrays = {"array": loaded}
-            else:
-                with loaded:
-                    self._arrays = dict(loaded)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DemoError(f"{path.name}: no readable NumPy file: {error}") from error
-        self.layout = {k: (tuple(v.shape), v.dtype.name) for k, v in self._arrays.items()}
-
-    def rows(self, tensor: str) -> Any:
-        return self._arrays[tensor]
-
-
-def _open(path: Path) -> _File:
-    if path.is_dir():
-        raise DemoError(f"{path.name}: is a folder, expected a file")
-    if not path.exists():
-        raise DemoError(f"{path.name}: no such file")
-    try:
-        if path.suffix in (".npy", ".npz"):
-            return _NumpyFile(path)
-        return _SafetensorsFile(path)
-    except OSError as error:
-        raise DemoError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+def _matrix(array: StoredArray) -> Floats:
+    """One whole finite matrix as float64."""
+    _check_floating(array)
+    values = array.read().astype(np.float64)
+    if not np.isfinite(values).all():
+        raise DemoError(
+            f"{array.path.name}: {array.name} holds NaN or infinity, expected finite numbers"
+        )
+    return values
 
 
 def load_network(path: str | Path | None = None) -> Network:
@@ -277,25 +209,25 @@ def load_network(path: str | Path | None = None) -> Network:
         If the file is missing, unreadable or holds something else.
     """
     source = DATA / "deernet_network.safetensors" if path is None else Path(path)
-    with _open(source) as file:
-        trained = _weights(file, "trained", "")
-        activation = file.metadata.get("hidden_activation", "tanh")
-        if activation not in ACTIVATIONS:
-            raise DemoError(
-                f"{file.name}: hidden_activation is {activation!r}, expected one of "
-                f"{', '.join(ACTIVATIONS)}"
-            )
-        control, control_text = _control(file, trained)
-        return Network(
-            file=file.name,
-            trained=trained,
-            control=control,
-            control_text=control_text,
-            activation=activation,
-            input_axis=_axis(file.metadata, "time", "input", trained.W1.shape[1]),
-            output_axis=_axis(file.metadata, "distance", "output", trained.W2.shape[0]),
-            metadata=file.metadata,
+    file = open_arrays(source)
+    trained = _weights(file, "trained", "")
+    activation = file.metadata.get("hidden_activation", "tanh")
+    if activation not in ACTIVATIONS:
+        raise DemoError(
+            f"{file.name}: hidden_activation is {activation!r}, expected one of "
+            f"{', '.join(ACTIVATIONS)}"
         )
+    control, control_text = _control(file, trained)
+    return Network(
+        file=file.name,
+        trained=trained,
+        control=control,
+        control_text=control_text,
+        activation=activation,
+        input_axis=_axis(file.metadata, "time", "input", trained.W1.shape[1]),
+        output_axis=_axis(file.metadata, "distance", "output", trained.W2.shape[0]),
+        metadata=file.metadata,
+    )
 
 
 def open_samples(path: str | Path | None = None) -> Samples:
@@ -316,37 +248,35 @@ def open_samples(path: str | Path | None = None) -> Samples:
     DemoError
         If the file is missing, unreadable, or holds no such matrix of floating-point numbers.
     """
-    source = DATA / "deernet_traces.safetensors" if path is None else Path(path)
-    with _open(source) as file:
-        tensor = _sample_tensor(file)
-        shape, dtype = file.layout[tensor]
-        if len(shape) == 2 and shape[0] < 2:
-            raise DemoError(f"{file.name}: {tensor} has {shape[0]} rows, expected at least 2")
-        file.check_floating(tensor)
-        return Samples(file.name, tensor, (shape[0], shape[1]), dtype, source)
+    file = open_arrays(DATA / "deernet_traces.safetensors" if path is None else Path(path))
+    array = file.arrays[_sample_tensor(file)]
+    if len(array.shape) == 2 and array.rows < 2:
+        raise DemoError(f"{file.name}: {array.name} has {array.rows} rows, expected at least 2")
+    _check_floating(array)
+    return Samples(file.name, array.name, (array.rows, array.n), array.dtype, array)
 
 
-def _sample_tensor(file: _File) -> str:
-    matrices = [name for name, (shape, _) in file.layout.items() if len(shape) == 2]
+def _sample_tensor(file: ArrayFile) -> str:
+    matrices = [name for name, array in file.arrays.items() if len(array.shape) == 2]
     for name in ("traces", "samples"):
-        if name in file.layout:
+        if name in file.arrays:
             return name
     if len(matrices) != 1:
         raise DemoError(
-            f"{file.name}: holds {', '.join(file.layout) or 'no tensors'}; expected a matrix "
+            f"{file.name}: holds {', '.join(file.arrays) or 'no tensors'}; expected a matrix "
             f"'traces' or 'samples', or exactly one matrix"
         )
     return matrices[0]
 
 
-def _weights(file: _File, name: str, suffix: str) -> Weights:
+def _weights(file: ArrayFile, name: str, suffix: str) -> Weights:
     tensors = "W1" + suffix, "W2" + suffix
     for tensor in tensors:
-        if tensor not in file.layout:
+        if tensor not in file.arrays:
             raise DemoError(
-                f"{file.name}: lacks {tensor}, holds {', '.join(file.layout) or 'nothing'}"
+                f"{file.name}: lacks {tensor}, holds {', '.join(file.arrays) or 'nothing'}"
             )
-    W1, W2 = (file.matrix(tensor) for tensor in tensors)
+    W1, W2 = (_matrix(file.arrays[tensor]) for tensor in tensors)
     if W2.shape[1] != W1.shape[0]:
         raise DemoError(
             f"{file.name}: {tensors[1]} has shape {W2.shape}, expected (n, {W1.shape[0]}) to "
@@ -362,9 +292,9 @@ def _weights(file: _File, name: str, suffix: str) -> Weights:
     return Weights(name, W1, W2)
 
 
-def _control(file: _File, trained: Weights) -> tuple[Weights, str]:
+def _control(file: ArrayFile, trained: Weights) -> tuple[Weights, str]:
     suffix = "_untrained"
-    if "W1" + suffix in file.layout or "W2" + suffix in file.layout:
+    if "W1" + suffix in file.arrays or "W2" + suffix in file.arrays:
         control = _weights(file, "untrained", suffix)
         for tensor, got, expected in (
             ("W1", control.W1.shape, trained.W1.shape),

@@ -1,0 +1,391 @@
+"""Files on disk: arrays read in rows, and content that replaces another in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+FLOATING = ("float16", "BF16", "float32", "float64")
+
+_SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
+# A chunk of at most so many bytes is read whole, lest it be unpacked more than once.
+_LARGEST_CHUNK = 1 << 27
+
+
+class FileError(ValueError):
+    """A file that cannot be used; the message names the file, what came and what was expected."""
+
+
+class Rows(Protocol):
+    """The rows of a stored array, one after another."""
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        """Fill `out`, (rows, n), with the next rows."""
+
+    def close(self) -> None:
+        """Let the file go."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StoredArray:
+    """An array in a file, read in rows: its last axis holds n neurons, all others count samples.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or the folder of a Zarr array.
+    name : str
+        Within the file; ``"array"`` where it holds only one without a name.
+    shape : tuple of int
+    dtype : str
+        As NumPy spells it, and as the file does where NumPy has no such type: bfloat16 is ``BF16``.
+    step : int
+        Rows that are best read together, from a multiple of it.
+    whole : bool
+        Whether nothing less than the whole array can be read.
+    open : callable
+        Gives the rows from one on.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    open: Callable[[int], Rows]
+    step: int = 1
+    whole: bool = False
+
+    @property
+    def n(self) -> int:
+        """Length of the last axis."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return self.n * self.element.itemsize
+
+    @property
+    def element(self) -> np.dtype[Any]:
+        """Its element type in NumPy; FileError where a package is missing for that."""
+        if self.dtype != "BF16":
+            return np.dtype(self.dtype)
+        try:
+            import ml_dtypes
+        except ModuleNotFoundError:
+            raise FileError(
+                f"{self.path.name}: {self.name} is bfloat16, which needs: pip install ml_dtypes"
+            ) from None
+        element: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return element
+
+    def read(self) -> NDArray[Any]:
+        """Read the whole array, in its shape and type."""
+        out = np.empty((self.rows, self.n), dtype=self.element)
+        with contextlib.closing(self.open(0)) as rows:
+            rows.read_into(out)
+        return out.reshape(self.shape)
+
+    def fingerprint(self) -> str:
+        """Tell the file from what it is after a change: by size, time, first and last bytes."""
+        digest = hashlib.blake2b(f"{self.name} {self.shape} {self.dtype}".encode(), digest_size=16)
+        if self.path.is_dir():
+            for path in sorted(self.path.rglob("*")):
+                status = path.stat()
+                part = path.relative_to(self.path).as_posix()
+                digest.update(f"\n{part} {status.st_size} {status.st_mtime_ns}".encode())
+            return digest.hexdigest()
+        with open(self.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            digest.update(f"\n{status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(file.read(1 << 16))
+            file.seek(max(0, status.st_size - (1 << 16)))
+            digest.update(file.read(1 << 16))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayFile:
+    """What a file holds: its arrays by name, and the words beside them."""
+
+    name: str
+    arrays: Mapping[str, StoredArray]
+    metadata: Mapping[str, str]
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr array or group."""
+    return any((path / name).is_file() for name in _ZARR)
+
+
+def open_arrays(path: Path) -> ArrayFile:
+    """Find the arrays in a .npy, .npz or safetensors file or a Zarr folder; contents stay there.
+
+    Raises FileError where there is no such file, or it is something else. Nothing in a file is ever
+    executed.
+    """
+    if path.is_dir() and not is_zarr(path):
+        raise FileError(f"{path.name}: is a folder, expected a file")
+    if not path.exists():
+        raise FileError(f"{path.name}: no such file")
+    try:
+        if path.is_dir():
+            return _zarr_arrays(path)
+        if path.suffix in (".npy", ".npz"):
+            return _numpy_arrays(path)
+        return _safetensors_arrays(path)
+    except OSError as error:
+        raise FileError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+
+
+def _numpy_arrays(path: Path) -> ArrayFile:
+    try:
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
+                return ArrayFile(path.name, {"array": _numpy_array(path, "array", file)}, {})
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            arrays = {}
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+                    file.seek(_content_of(member, file))
+                    arrays[name] = _numpy_array(path, name, file)
+                else:
+                    with archive.open(member) as packed:
+                        arrays[name] = _numpy_array(path, name, packed, member.filename)
+            return ArrayFile(path.name, arrays, {})
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path.name}: no readable NumPy file: {error}") from error
+
+
+def _content_of(member: zipfile.ZipInfo, file: IO[bytes]) -> int:
+    """Where a stored member's bytes begin: after a header that repeats the name."""
+    file.seek(member.header_offset)
+    header = file.read(30)
+    if not header.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"{member.filename} is not where the directory says")
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return member.header_offset + 30 + lengths
+
+
+def _numpy_array(path: Path, name: str, file: IO[bytes], packed: str | None = None) -> StoredArray:
+    """Describe the array whose header `file` is at; `packed`: its member, where compressed."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"{name} has format version {version}, expected 1.0 or 2.0")
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, expected numbers")
+    begin = file.tell()
+    row_bytes = (shape[-1] if shape else 1) * dtype.itemsize
+
+    def rows(start: int) -> Rows:
+        if packed is None and fortran:
+            # Opened anew for every block, so that no more than a block's pages stay mapped.
+            return _Sliced(
+                lambda: np.memmap(path, dtype, "r", begin, shape, order="F"), shape, start
+            )
+        if packed is None:
+            return _Raw(path, begin + start * row_bytes)
+        if fortran:
+            whole = _whole_member(path, packed)
+            return _Sliced(lambda: whole, shape, start)
+        return _Packed(path, packed, begin + start * row_bytes)
+
+    return StoredArray(
+        path=path,
+        name=name,
+        shape=tuple(shape),
+        dtype=dtype.name if dtype.isnative else dtype.str,
+        open=rows,
+        step=max(1, math.prod(shape[1:-1])) if fortran else 1,
+        whole=packed is not None and fortran,
+    )
+
+
+def _whole_member(path: Path, member: str) -> NDArray[Any]:
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _safetensors_arrays(path: Path) -> ArrayFile:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise FileError(f"{path.name}: no readable safetensors file: {error}") from error
+    # The header was checked by the library, which does not say where a tensor begins.
+    with open(path, "rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        header = json.loads(raw.read(length))
+    arrays = {}
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            dtype, shape = tensor["dtype"], tuple(tensor["shape"])
+            first, last = tensor["data_offsets"]
+            begin, row_bytes = 8 + length + first, (last - first) // max(1, math.prod(shape[:-1]))
+
+            def rows(start: int, begin: int = begin, row_bytes: int = row_bytes) -> Rows:
+                return _Raw(path, begin + start * row_bytes)
+
+            dtype = _SAFETENSORS.get(dtype, dtype)
+            arrays[name] = StoredArray(path=path, name=name, shape=shape, dtype=dtype, open=rows)
+    return ArrayFile(path.name, arrays, metadata)
+
+
+def _zarr_arrays(path: Path) -> ArrayFile:
+    try:
+        import zarr
+    except ModuleNotFoundError:
+        raise FileError(f"{path.name}: Zarr needs: pip install zarr") from None
+    try:
+        root: Any = zarr.open(path, mode="r")
+        alone = hasattr(root, "chunks")
+        found = {"array": root} if alone else dict(_members(root))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path.name}: no readable Zarr folder: {error}") from error
+    arrays = {}
+    for name, array in found.items():
+        shape = tuple(array.shape)
+        together = math.prod(shape[1:-1])
+        chunk = array.chunks[0] if shape else 1
+        if chunk * math.prod(shape[1:]) * array.dtype.itemsize > _LARGEST_CHUNK:
+            chunk = 1
+
+        def rows(start: int, array: Any = array, shape: tuple[int, ...] = shape) -> Rows:
+            return _Sliced(lambda: array, shape, start)
+
+        arrays[name] = StoredArray(
+            path=path if alone else path / name,
+            name=name,
+            shape=shape,
+            dtype=array.dtype.name,
+            open=rows,
+            step=max(1, chunk * together),
+        )
+    return ArrayFile(path.name, arrays, {})
+
+
+def _members(group: Any) -> Iterator[tuple[str, Any]]:
+    """Give the arrays of a Zarr group and its subgroups by their paths in it."""
+    for name, array in group.arrays():
+        yield name, array
+    for name, inner in group.groups():
+        for path, array in _members(inner):
+            yield f"{name}/{path}", array
+
+
+class _Raw:
+    """Rows that lie in a file as they are."""
+
+    def __init__(self, path: Path, position: int) -> None:
+        self._path = path
+        self._file: IO[bytes] = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file.seek(position)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), position, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        _fill(self._path, self._file, out)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Packed:
+    """Rows in a compressed member of a zip archive; those before the first are unpacked, too."""
+
+    def __init__(self, path: Path, member: str, position: int) -> None:
+        self._path = path
+        self._archive = zipfile.ZipFile(path)
+        self._file = self._archive.open(member)
+        self._file.seek(position)
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        try:
+            _fill(self._path, self._file, out)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise FileError(f"{self._path.name}: {error}") from error
+
+    def close(self) -> None:
+        self._file.close()
+        self._archive.close()
+
+
+class _Sliced:
+    """Rows of something that is sliced along its first axis."""
+
+    def __init__(self, array: Callable[[], Any], shape: tuple[int, ...], start: int) -> None:
+        self._array = array
+        self._shape = shape
+        self._next = start
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        if len(self._shape) < 2:
+            out[:] = self._array()[...]
+            return
+        together = math.prod(self._shape[1:-1])
+        first, stop = self._next, self._next + len(out)
+        begin = first // together
+        part = np.asarray(self._array()[begin : -(-stop // together)]).reshape(-1, out.shape[1])
+        out[:] = part[first - begin * together :][: len(out)]
+        self._next = stop
+
+    def close(self) -> None:
+        pass
+
+
+def _fill(path: Path, file: IO[bytes], out: NDArray[Any]) -> None:
+    left = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]
+    while left:
+        # (The interface of raw and buffered files has it, that of IO does not.)
+        got = file.readinto(left)  # type: ignore[attr-defined]
+        if not got:
+            raise FileError(f"{path.name}: ends before its array does")
+        left = left[got:]
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # The new name, too, must outlive a crash; some file systems know no such order for folders.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
