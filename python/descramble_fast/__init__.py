@@ -1,10 +1,13 @@
 """Exact descramblers: orthogonal matrices that make trained layers readable.
 
 Stream a layer's samples into a :class:`Covariance`, solve with :func:`descramble`, read the weights
-through the result. See :func:`descramble` for a complete example.
+through the result. See :func:`descramble` for a complete example. Whole models are in
+``descramble_fast.torch``, chunked arrays in ``descramble_fast.dask``: imported when asked for.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 if find_spec("descramble_fast._core") is None:
     raise ImportError(
@@ -21,6 +24,7 @@ from descramble_fast._assignment import (
     quadratic_assignment,
 )
 from descramble_fast._config import cuda_available, set_num_threads, show_config
+from descramble_fast._convolution import ConvolutionDescrambler, descramble_conv
 from descramble_fast._core import BackendError, __version__
 from descramble_fast._covariance import Covariance, CrossCovariance
 from descramble_fast._descramble import (
@@ -33,6 +37,7 @@ from descramble_fast._descramble import (
     descramble_memory,
 )
 from descramble_fast._eigh import EighResult, eigh
+from descramble_fast._layers import Layer, Layers
 from descramble_fast._permutation import (
     ModeMatch,
     Permutation,
@@ -48,11 +53,14 @@ from descramble_fast._weights import descramble_weights
 
 __all__ = [
     "BackendError",
+    "ConvolutionDescrambler",
     "Covariance",
     "CrossCovariance",
     "Descrambler",
     "EighResult",
     "Gauge",
+    "Layer",
+    "Layers",
     "LinearAssignmentResult",
     "MatrixDescrambler",
     "ModeMatch",
@@ -66,6 +74,7 @@ __all__ = [
     "apply_permutation",
     "cuda_available",
     "descramble",
+    "descramble_conv",
     "descramble_many",
     "descramble_memory",
     "descramble_permutation",
@@ -80,3 +89,11 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import what other libraries are needed for, when it is asked for."""
+        if name in ("dask", "plot", "torch"):
+            return import_module(f"descramble_fast.{name}")
+        raise AttributeError(f"module 'descramble_fast' has no attribute {name!r}")

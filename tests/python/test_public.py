@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -20,10 +21,19 @@ import pytest
 import descramble_fast as df
 
 FreshPython = Callable[..., str]
-EXTRAS = {"cli": ["click", "tqdm"], "demo": ["matplotlib", "tqdm"], "plot": ["matplotlib"]}
+EXTRAS = {
+    "cli": ["click", "tqdm"],
+    "dask": ["dask.array"],
+    "demo": ["matplotlib", "tqdm"],
+    "plot": ["matplotlib"],
+    "torch": ["torch", "tqdm"],
+}
+TORCH = importlib.util.find_spec("descramble_fast.torch")
+assert TORCH is not None
 MODULES = sorted(
     module.name
-    for module in pkgutil.iter_modules(df.__path__)
+    for folder, prefix in ((df.__path__, ""), (TORCH.submodule_search_locations, "torch."))
+    for module in pkgutil.iter_modules(folder, prefix)
     if module.name not in ("_core", "__main__")
 )
 
@@ -50,7 +60,7 @@ def public_functions() -> Iterator[tuple[str, Any]]:
 @pytest.mark.usefixtures("default_threads")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run_as_printed(name: str) -> None:
-    for extra in EXTRAS.get(name, []):
+    for extra in EXTRAS.get(name.partition(".")[0], []):
         pytest.importorskip(extra)
     results = doctest.testmod(importlib.import_module(f"descramble_fast.{name}"))
     assert results.failed == 0
@@ -110,6 +120,7 @@ def test_the_design_names_are_there() -> None:
         "cuda_available",
         "set_num_threads",
         "BackendError",
+        "descramble_conv",
     ]:
         assert name in df.__all__
     for name in [
@@ -192,7 +203,7 @@ def test_the_import_loads_no_heavy_library(fresh_python: FreshPython) -> None:
         import numpy as np
         import descramble_fast as df
         df.descramble(np.eye(5)).transform(np.eye(5))
-        heavy = "torch cupy jax matplotlib click tqdm scipy sklearn pandas deerlab".split()
+        heavy = "torch cupy jax dask matplotlib click tqdm scipy sklearn pandas deerlab".split()
         print(*sorted(set(sys.modules) & set(heavy)))
         """
     )

@@ -1,0 +1,80 @@
+"""State dicts on disk."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from descramble_fast._files import FileError
+
+_DTYPES = {
+    torch.float16: "float16",
+    torch.bfloat16: "BF16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor of a state dict, whose content stays in the file until it is read."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors and NumPy spell it."""
+        return _DTYPES.get(self.tensor.dtype, str(self.tensor.dtype))
+
+    def read(self) -> NDArray[Any]:
+        """Read it as float64 if it is stored so, and as float32 otherwise."""
+        wide = self.tensor.dtype == torch.float64
+        return self.tensor.detach().to(torch.float64 if wide else torch.float32).numpy()
+
+
+def open_state_dict(path: Path) -> Mapping[str, StoredTensor]:
+    """Open what ``torch.save`` wrote of a state dict, by weights-only loading.
+
+    Of a dictionary that holds no tensors itself, the one dictionary of tensors in it is taken.
+    Raises FileError where the file holds anything else; nothing in it is executed.
+    """
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # of the format before zip files, which cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FileError(
+            f"{path.name}: holds more than tensors, or is no torch file; expected a state dict"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        text = str(error).partition("\n")[0]
+        raise FileError(f"{path.name}: no readable state dict: {text}") from error
+    candidates = [loaded, *(loaded.values() if isinstance(loaded, Mapping) else ())]
+    found = [_tensors(candidate) for candidate in candidates]
+    if not found[0]:
+        found = [tensors for tensors in found if tensors]
+    if not found or (not found[0] and len(found) != 1):
+        raise FileError(f"{path.name}: holds {type(loaded).__name__}, expected a state dict")
+    return found[0]
+
+
+def _tensors(candidate: Any) -> dict[str, StoredTensor]:
+    if not isinstance(candidate, Mapping):
+        return {}
+    return {
+        str(name): StoredTensor(value)
+        for name, value in candidate.items()
+        if isinstance(value, torch.Tensor)
+    }
