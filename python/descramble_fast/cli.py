@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
 
 import descramble_fast as df
+from descramble_fast import _layers
 from descramble_fast import demo as work
+from descramble_fast import run as runs
+from descramble_fast._files import FileError
+from descramble_fast.operators import Operator
 
 WIDTH = 100
+OPERATORS: dict[str, Callable[[int], Operator]] = {
+    "fourier": df.operators.fourier,
+    "fourier1": partial(df.operators.fourier, order=1),
+    "difference": df.operators.difference,
+    "path": partial(df.operators.difference, boundary="path"),
+}
 
 
 @click.group(name="descramble-fast")
@@ -94,6 +108,262 @@ def demo(
         raise click.ClickException(f"--output: {output}: {error.strerror or error}") from error
     names = [figure.name for figure in figures] + ["summary.json"]
     click.echo(f"written  {', '.join(names)} in {output}")
+
+
+def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -> str | None:
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise click.BadParameter(f"got {device}, expected cpu, cuda or cuda:<number>")
+    return device
+
+
+@descramble_fast.command()
+@click.argument(
+    "activations",
+    nargs=-1,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="[ACTIVATIONS]...",
+)
+@click.option(
+    "--weights",
+    "weights_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="safetensors, npz or torch state dict (.pt, .pth): <layer>.weight or <layer>, of shape "
+    "(n, m) or (m, n). Without activations its matrices are the layers, with isotropic inputs.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="descrambled",
+    show_default=True,
+    help="Folder for moments, result.safetensors and report.html.",
+)
+@click.option("--layers", default="*", metavar="GLOB", help="Names of the layers to take.")
+@click.option(
+    "--criterion",
+    type=click.Choice(["smoothness", "trace", "diagonal"]),
+    default="smoothness",
+    show_default=True,
+    help="The latter two read the weights.",
+)
+@click.option(
+    "--operator",
+    type=click.Choice(list(OPERATORS)),
+    default="fourier",
+    show_default=True,
+    help="What is rough: second or first (fourier1) derivatives, or first differences on a circle "
+    "or a path.",
+)
+@click.option("--center", is_flag=True, help="Take the mean off.")
+@click.option("--k", type=click.IntRange(min=1), help="Leading components only.")
+@click.option("--order", is_flag=True, help="Search a smooth order of the neurons, too.")
+@click.option(
+    "--order-seconds", type=click.FloatRange(min=0), help="At most so long for each layer's order."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Rows at a time. Default: some 16 MB."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Default: as the environment allows.")
+@click.option(
+    "--device", callback=_checked_device, help="cpu, cuda or cuda:<number>. Default: cpu."
+)
+@click.option("--fresh", is_flag=True, help="Discard the moments of an earlier run.")
+def run(
+    activations: tuple[Path, ...],
+    weights_file: Path | None,
+    output: Path,
+    layers: str,
+    criterion: str,
+    operator: str,
+    center: bool,
+    k: int | None,
+    order: bool,
+    order_seconds: float | None,
+    batch_size: int | None,
+    threads: int | None,
+    device: str | None,
+    fresh: bool,
+) -> None:
+    """Descramble layers from activations, moments or weights on disk.
+
+    ACTIVATIONS are .npy, .npz and .safetensors files, Zarr folders, or folders of these, of any
+    size: arrays (..., n), neurons last. An array is a layer, called as in its file, or as the file
+    if it has no name there. Arrays of one name in several files are shards of one layer; an ending
+    like -00001-of-00004 is no part of a file's name. Moments, from OUTPUT/moments or `merge`, are
+    taken as well.
+
+    The same command goes on where an earlier one was stopped or killed. Moments of files read to
+    their end are kept, so that other criteria take no more reading.
+    """
+    if not activations and weights_file is None:
+        raise click.UsageError("got neither ACTIVATIONS nor --weights")
+    if threads is not None:
+        df.set_num_threads(threads)
+    with _one_line():
+        weights = None if weights_file is None else runs.open_weights(weights_file)
+        with runs.locked(output):
+            if activations:
+                found = _streamed(activations, output, layers, batch_size, device, fresh)
+                if weights is not None:
+                    found = [runs.with_weight(layer, weights) for layer in found]
+            else:
+                assert weights is not None
+                found = list(runs.weight_layers(weights, layers))
+            with _bar(len(found), "solving", "layer") as bar:
+                solved = _layers.solve(
+                    found,
+                    criterion=criterion,
+                    operator=OPERATORS[operator],
+                    center=center,
+                    k=k,
+                    order=order,
+                    order_seconds=order_seconds,
+                    progress=bar.update,
+                )
+            configuration = {
+                "descramble_fast": df.__version__,
+                "activations": [path.name for path in activations],
+                "weights": None if weights_file is None else weights_file.name,
+                "layers": layers,
+                "criterion": criterion,
+                "operator": operator,
+                "center": center,
+                "k": k,
+                "order": order,
+                "order_seconds": order_seconds,
+            }
+            result = _layers.Layers(layers=solved, configuration=configuration)
+            result.save(output / "result.safetensors")
+            result.report(output / "report.html")
+    click.echo(result.table())
+    moments = "moments, " if activations else ""
+    click.echo(f"written  {moments}result.safetensors, report.html in {output}")
+    if all(layer.error is not None for layer in solved):
+        raise click.ClickException("no layer could be descrambled; the table says why")
+
+
+def _streamed(
+    paths: Sequence[Path],
+    output: Path,
+    layers: str,
+    batch_size: int | None,
+    device: str | None,
+    fresh: bool,
+) -> list[_layers.Layer]:
+    """Read the activations, or what is left of them, and give the layers with their moments."""
+    inputs = runs.find(paths, layers)
+    for skipped in inputs.skipped:
+        click.echo(f"skipped  {skipped}: no samples of neurons")
+    moments = {name: runs.load(path, device) for name, path in inputs.moments.items()}
+    if inputs.samples:
+        moments |= _accumulated(inputs, output / "moments", batch_size, device, fresh)
+    return [
+        _layers.Layer(
+            name=name,
+            kind="samples" if name in inputs.samples else "moments",
+            tap="-",
+            neurons=found.n_features,
+            covariance=found,
+        )
+        for name, found in moments.items()
+    ]
+
+
+def _accumulated(
+    inputs: runs.Inputs, folder: Path, batch_size: int | None, device: str | None, fresh: bool
+) -> dict[str, df.Covariance]:
+    if fresh:
+        runs.discard(folder)
+    todo = runs.Run(inputs, folder, batch_size=batch_size, device=device)
+    for layer in todo.samples:
+        if done := sum(source.read for source in todo.sources[layer.name]):
+            click.echo(f"resumed  {layer.name}: {done:,} of {layer.rows:,} rows were read")
+    total = sum(layer.bytes() for layer in todo.samples)
+    if left := total - todo.bytes_read:
+        click.echo(
+            f"reading  {_size(left)} of {len(todo.samples)} "
+            f"{'layer' if len(todo.samples) == 1 else 'layers'} in at most {_size(todo.memory)} of "
+            "memory"
+        )
+    with _stop_requests() as stopped, _bar(total, "reading", "B", todo.bytes_read) as bar:
+
+        def progress(layer: str, read: int) -> None:
+            bar.set_description(layer, refresh=False)
+            bar.update(read)
+
+        todo.accumulate(progress, lambda: bool(stopped))
+    return {layer.name: todo.moments(layer) for layer in todo.samples}
+
+
+def _size(count: float) -> str:
+    return f"{tqdm.format_sizeof(count)}B"
+
+
+def _bar(total: int, what: str, unit: str, initial: int = 0) -> tqdm[Any]:
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        unit_scale=unit == "B",
+        disable=None,
+    )
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Note the first Ctrl-C or SIGTERM instead of raising amid a sum; a second one kills."""
+    seen: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        seen.append(number)
+        signal.signal(number, before[number])
+
+    before = {
+        int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield seen
+    except runs.Stopped:
+        click.echo("Error: stopped; the same command goes on where this one was", err=True)
+        sys.exit(128 + seen[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Tell users of what they can mend, without a traceback."""
+    try:
+        yield
+    except OSError as error:
+        name = "" if error.filename is None else f"{error.filename}: "
+        raise click.ClickException(f"{name}{error.strerror or error}") from error
+    except (FileError, df.BackendError, MemoryError) as error:
+        raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+@descramble_fast.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument(
+    "shards",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="IN...",
+)
+def merge(out: Path, shards: tuple[Path, ...]) -> None:
+    """Add up moments of shards: files of one layer, or folders layer by layer.
+
+    IN are files of moments that make the file OUT, or folders of them, or of runs, that make the
+    folder OUT. Shards whose run is unfinished are refused, and so are samples that would be counted
+    twice. `run OUT` descrambles what was merged.
+    """
+    with _one_line():
+        counts = runs.merge(out, shards)
+    for layer, count in counts.items():
+        click.echo(f"{layer}: {count:,} samples")
+    click.echo(f"written  {out}")
 
 
 @descramble_fast.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
