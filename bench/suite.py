@@ -56,6 +56,9 @@ FAMILIES = {
     "pipeline": Entry("bench_pipeline", "from samples to the descrambler, and where time goes"),
     "many": Entry("bench_pipeline", "a batch of heads or layers"),
     "structured": Entry("bench_pipeline", "n = 4096, time and memory"),
+    "models": Entry(
+        "bench_models", "whole models: hooks, a convolution, a 10 GB file (minutes)", default=False
+    ),
     "descramble": Entry(
         "bench_descramble", "one real layer, beside iterative solvers (a minute)", default=False
     ),

@@ -137,7 +137,11 @@ class Graph:
             rule = _fix
         elif rule is None and torch.Tag.pointwise in tags:
             rule = _pointwise
-        self._values[node] = (rule or _fix)(self, node, arguments)
+        try:
+            self._values[node] = (rule or _fix)(self, node, arguments)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            # Arguments of an unforeseen form; what has been unified restrains orders, no more.
+            self._values[node] = _fix(self, node, arguments)
         source = node.args[0] if node.args else None
         if name in _KEEPING and isinstance(source, Node) and source in self._origins:
             key, order = self._origins[source]

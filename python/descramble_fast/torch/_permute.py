@@ -49,7 +49,8 @@ class PermutableLayer:
     neurons : int
     orders : str
         ``"any"``; else what an order must keep, e.g. ``"12 blocks of 32"`` for attention heads:
-        the blocks stay together. ``"none"`` where no neuron can move.
+        the blocks stay together, and each has an order of its own inside, or all the same
+        (``"12 blocks of 32 alike"``). ``"none"`` where no neuron can move.
     lengths : tuple of int
         Lengths of orders that are taken: all neurons, or blocks alone.
     together : tuple of str
@@ -457,7 +458,7 @@ class _Structure:
         if len(factors) == 1 and isinstance(factors[0], Part) and not factors[0].pins:
             return "any"
         words, before = [], list[Part]()
-        for i, factor in enumerate(factors):
+        for factor in factors:
             if isinstance(factor, Sum):
                 if _fixed(factor):
                     word = f"{factor.size} fixed"
@@ -468,13 +469,7 @@ class _Structure:
                     word = f"({word})" if len(factors) > 1 else word
             else:
                 word = f"{factor.size} fixed" if factor.pins else str(factor.size)
-                last = i == len(factors) - 1
-                if (
-                    last
-                    and before
-                    and not factor.pins
-                    and not set(before) <= set(self.outer.get(factor, ()))
-                ):
+                if not factor.pins and not set(before) <= set(self.outer.get(factor, ())):
                     word += " alike"
                 before.append(factor)
             words.append(word)
@@ -662,10 +657,7 @@ def _leaves(output: Any) -> Iterator[torch.Tensor]:
 
 def _exported(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
     args, kwargs = _call(inputs)
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        # The fast path of nn.TransformerEncoderLayer is one opaque operation.
-        torch.backends.mha.set_fastpath_enabled(False)
         with _evaluation(model), torch.no_grad(), warnings.catch_warnings(), uncompiled():
             warnings.simplefilter("ignore")
             program: torch.export.ExportedProgram = torch.export.export(
@@ -681,8 +673,6 @@ def _exported(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
             f"model: it cannot be exported ({type(error).__name__}: {summary}); say with groups "
             "what moves together"
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     for spec in program.graph_signature.input_specs:
         if spec.target is not None:
             spec.target = spec.target.removeprefix("model.")
