@@ -20,6 +20,7 @@ class Accumulator {
   Accumulator(std::int64_t n_x, std::int64_t n_y, MomentsPlace place);
 
   Device device() const;
+  bool offload() const { return place_.offload; }
   bool on_device() const { return device_moments_ != nullptr; }
 
   struct Totals {

@@ -39,8 +39,10 @@ std::string shape_text(std::span<const std::int64_t> shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-std::int64_t product(std::span<const std::int64_t> lengths) {
-  return std::accumulate(lengths.begin(), lengths.end(), std::int64_t(1), std::multiplies<>());
+// Of what may overflow: in T double.
+template <class T = std::int64_t>
+T product(std::span<const std::int64_t> lengths) {
+  return std::accumulate(lengths.begin(), lengths.end(), T(1), std::multiplies<T>());
 }
 
 void check_shapes(std::span<const std::int64_t> weight, std::span<const std::int64_t> spatial) {
@@ -298,16 +300,17 @@ ConvolutionDescrambler descramble_conv(const ArrayView& weight,
   check_floating("weight", weight);
   check_shapes(weight.shape(), spatial_shape);
   const std::int64_t places = product(spatial_shape), channels = weight.shape()[0];
-  const Operator op = operator_or_default ? *operator_or_default : default_operator(spatial_shape);
-  if (op.size() != places)
-    throw InvalidArgument(message("operator: acts on ", op.size(), " places, a grid of ",
-                                  shape_text(spatial_shape), " has ", places));
+  if (operator_or_default && operator_or_default->size() != places)
+    throw InvalidArgument(message("operator: acts on ", operator_or_default->size(),
+                                  " places, a grid of ", shape_text(spatial_shape), " has ",
+                                  places));
   const std::int64_t bytes =
       descramble_conv_memory(weight.shape(), spatial_shape, cpu::threads_of(context));
   if (bytes - fixed_memory >= small)
     check_grant(bytes, "descramble_conv",
                 message("a convolution of ", channels, " channels on a grid of ",
                         shape_text(spatial_shape)));
+  const Operator op = operator_or_default ? *operator_or_default : default_operator(spatial_shape);
 
   int exponent = 0;
   const cpu::Kernel kernel = wrapped_kernel(weight, spatial_shape, exponent, context);
@@ -333,12 +336,12 @@ std::int64_t descramble_conv_memory(std::span<const std::int64_t> weight_shape,
   check_shapes(weight_shape, spatial_shape);
   const std::int64_t channels = weight_shape[0], places = product(spatial_shape);
   const std::int64_t frequencies = cpu::HalfSpectrum::count(spatial_shape);
-  const std::int64_t taps = product(weight_shape.subspan(2));
+  const auto taps = product<double>(weight_shape.subspan(2));
   const double bytes = 16 * double(channels) * double(channels) * double(frequencies) +
                        (64 * double(channels) + 100) * double(places) +
-                       24 * double(product(weight_shape)) +
+                       24 * product<double>(weight_shape) +
                        double(cpu::threads_of({threads, {}})) *
-                           double(cpu::frequency_workspace(channels, weight_shape[1], taps)) +
+                           cpu::frequency_workspace(channels, weight_shape[1], taps) +
                        double(fixed_memory);
   return bytes < 0x1p62 ? std::int64_t(bytes) : std::numeric_limits<std::int64_t>::max();
 }

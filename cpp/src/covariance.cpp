@@ -48,6 +48,7 @@ void Covariance::move_to(MomentsPlace place) {
 }
 
 Device Covariance::device() const { return accumulator_->device(); }
+bool Covariance::offload() const { return accumulator_->offload(); }
 std::int64_t Covariance::count() const { return accumulator_->totals().count; }
 double Covariance::weight() const { return accumulator_->totals().weight; }
 

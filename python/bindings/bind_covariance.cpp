@@ -114,6 +114,10 @@ void bind_covariance(py::module_& module) {
                                return read(self, [](const Covariance& c) { return c.size(); });
                              })
       .def_property_readonly("device", &device_name<Covariance>)
+      .def_property_readonly("offload",
+                             [](const SharedCovariance& self) {
+                               return read(self, [](const Covariance& c) { return c.offload(); });
+                             })
       .def_property_readonly("count",
                              [](const SharedCovariance& self) {
                                return read(self, [](const Covariance& c) { return c.count(); });

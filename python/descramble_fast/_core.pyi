@@ -100,6 +100,9 @@ class Covariance:
     def has_mean(self) -> bool:
         ...
     @property
+    def offload(self) -> bool:
+        ...
+    @property
     def size(self) -> int:
         ...
     @property

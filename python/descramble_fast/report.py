@@ -49,7 +49,7 @@ _LIMIT = 3.0  # of the weights' colours, in units of their root mean square
 _PIXELS, _FEWER_PIXELS = 36_000, 12_500  # of a picture; where layers are many
 _MANY = 32  # layers
 _MOST_COLUMNS = 1024  # that a spectrum is averaged over
-_LARGEST = 8192  # neurons up to which modes are matched and second moments looked at
+_LARGEST = 4096  # neurons up to which modes are matched and second moments looked at
 _LEADING = 48  # components in the figure of matched modes; in its table:
 _LISTED = 8
 
@@ -128,7 +128,8 @@ least that any orthogonal matrix attains; <b>left</b> is their ratio, 1 where no
 _MAXIMISED = """
 <i>Trace</i> and <i>diagonal</i> make the weights as symmetric, or as diagonal, as they can be.
 <b>Before</b> and <b>after</b> are the criterion in the given basis and the largest value found;
-<b>left</b> is their ratio, above 1 where something was gained."""
+<b>left</b> is their ratio, above 1 where something was gained; there is none where the former is
+not positive."""
 
 _CONTROL = """
 <p>Smoothness can be had from nothing: random weights on smooth inputs descramble into something
@@ -153,8 +154,8 @@ effective rank, (Σ<var>c</var>)² / Σ<var>c</var>², is the number of equal co
 spread as widely.</dd>
 <dt>Matched modes</dt><dd>Which component is which mode, with the neurons in the order given: an
 exact assignment by energy. A correlation of 1 says that a component is made of modes of one
-eigenvalue alone. Where it exceeds the control’s, the given order of the neurons has a
-meaning.</dd>"""
+eigenvalue alone. Where it exceeds the control’s, the given order of the neurons is
+likely to mean something.</dd>"""
 
 _ORDER = """
 <dt>Neuron order</dt><dd>The neurons themselves, put in an order that makes their signals smooth.
@@ -277,6 +278,12 @@ def _remarks(layer: Layer, control: Layer | None) -> Iterator[str]:
         yield f'<strong class="error">Error:</strong> {escape(layer.error)}'
     for note in layer.notes:
         yield f"<strong>Note:</strong> {escape(note)}"
+    d = layer.descrambler
+    if isinstance(d, SmoothnessDescrambler) and _partial(layer, d):
+        yield (
+            f"<strong>Note:</strong> the {len(on_host(d.eigenvalues))} leading components only, "
+            "which “after”, “left” and the shares count."
+        )
     if control is not None and control.error is not None:
         yield f'<strong class="error">Control, error:</strong> {escape(control.error)}'
     if control is not None:
@@ -513,7 +520,7 @@ def _orders(views: Sequence[_View], pixels: int) -> str:
 def _likeness(layer: Layer, order: NDArray[np.int64], step: int) -> Floats:
     """Cosines of signals in an order, as means over squares of `step` places.
 
-    From the components where the moments were released; empty where there are neither.
+    From all components where the moments were released; empty where there are neither.
     """
     starts = np.arange(0, len(order), step)
     widths = np.diff(np.append(starts, len(order)))
@@ -524,12 +531,20 @@ def _likeness(layer: Layer, order: NDArray[np.int64], step: int) -> Floats:
         sums = [np.add.reduceat(line[order], starts) for line in lines]
         return np.asarray(np.stack(sums) / np.outer(widths, widths))
     d = layer.descrambler
-    if not isinstance(d, SmoothnessDescrambler):
+    if not isinstance(d, SmoothnessDescrambler) or _partial(layer, d):
         return np.empty((0, 0))
-    U, c = on_host(d.components), np.maximum(on_host(d.eigenvalues), 0)
+    # Components are about the mean where they are centred; the signals are not.
+    mean = on_host(d.inverse_transform(beside(d.eigenvalues, np.zeros((1, len(order))))))
+    U = np.column_stack([on_host(d.components), mean[0]])
+    c = np.append(np.maximum(on_host(d.eigenvalues), 0), 1.0)
     unit = U * _inverse(np.sqrt(U**2 @ c))[:, None]
     means = np.add.reduceat(unit[order], starts) / widths[:, None]
     return np.asarray((means * c) @ means.T)
+
+
+def _partial(layer: Layer, d: SmoothnessDescrambler) -> bool:
+    """Whether there are fewer components than neurons."""
+    return len(on_host(d.eigenvalues)) < layer.neurons
 
 
 def _inverse(lengths: Floats) -> Floats:
@@ -630,9 +645,6 @@ def _route(layer: Layer) -> str:
     words = [f"Criterion {d.criterion}"]
     if isinstance(d, SmoothnessDescrambler):
         words += [f"operator {d.operator.name}", f"gauge {d.gauge.name}"]
-        k = len(on_host(d.eigenvalues))
-        if k < layer.neurons:
-            words.append(f"the {k} leading components only, which “after” and the shares count")
         loose = sum(stop - start for start, stop in d.blocks)
         if loose:
             words.append(
@@ -668,7 +680,8 @@ def _dotted(name: str) -> str:
 
 
 def _ratio(found: Descrambler | SmoothOrder) -> float:
-    return left(found.cost, found.initial_cost)
+    # (A trace may be negative, and is then nothing to compare with.)
+    return left(found.cost, found.initial_cost) if found.initial_cost > 0 else math.nan
 
 
 def _left(found: Descrambler | SmoothOrder | None) -> str:

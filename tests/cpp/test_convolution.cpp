@@ -261,6 +261,11 @@ TEST(Convolution, TheMemoryStatedGrowsAsDocumented) {
   EXPECT_GT(descramble_conv_memory(weight, grid, 8), descramble_conv_memory(weight, grid, 2));
   const Shape huge{1 << 20, 1 << 20, 3}, row{1 << 20};
   EXPECT_EQ(descramble_conv_memory(huge, row), std::numeric_limits<std::int64_t>::max());
+  // Products that no 64 bits hold.
+  const Shape long_kernel{4, 1 << 30, std::int64_t(1) << 40},
+      many_channels{std::int64_t(1) << 39, 1, 1};
+  for (const Shape& beyond : {long_kernel, many_channels})
+    EXPECT_EQ(descramble_conv_memory(beyond, Shape{2}), std::numeric_limits<std::int64_t>::max());
 }
 
 TEST(Convolution, WhatCannotBeUsedIsNamed) {

@@ -434,6 +434,9 @@ def test_many_neurons() -> None:
         assert np.linalg.norm(z) == pytest.approx(np.linalg.norm(x), rel=1e-12)
     with pytest.raises(MemoryError, match="matrix: cannot have"):
         _ = d.matrix
+    # Found before the default operator is made, which would fill what memory there is.
+    with pytest.raises(MemoryError, match=r"descramble_conv: cannot have the [0-9]+ bytes"):
+        df.descramble_conv(weight, (2**20, 2**20))
 
 
 PREPARE = """

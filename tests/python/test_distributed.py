@@ -15,6 +15,7 @@ import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -103,6 +104,19 @@ def attempt(held: dict[str, Any], group: Any = None) -> tuple[str, str, bool]:
     return "", "", False
 
 
+def staged(group: Any) -> None:
+    """As on a device, whose memory the sums travel through."""
+    group._stage = torch.empty(_distributed._CHUNK, dtype=torch.float64)
+
+
+class Full:
+    """A core that has no room for another accumulator."""
+
+    @staticmethod
+    def Covariance(n: int) -> Any:  # noqa: N802
+        raise MemoryError(f"no room for {n} features")
+
+
 def everything(rank: int, world: int, folder: Path) -> dict[str, Any]:
     """All that ranks which stay alive are asked for."""
     found: dict[str, Any] = {}
@@ -116,9 +130,12 @@ def everything(rank: int, world: int, folder: Path) -> dict[str, Any]:
     x = share("float64", rank)
     weighted = df.Covariance(N).update(x, weights=weights_of(x))
     found["weights"] = outcome(weighted.all_reduce())
-    _distributed._CHUNK = 4
-    found["chunks"] = outcome(df.Covariance.from_samples(x).all_reduce())
-    _distributed._CHUNK = 1 << 23
+    for name, prepare in (("chunks", _distributed._Group.prepare), ("staged chunks", staged)):
+        with (
+            patch.object(_distributed, "_CHUNK", 4),
+            patch.object(_distributed._Group, "prepare", prepare),
+        ):
+            found[name] = outcome(df.Covariance.from_samples(x).all_reduce())
     last = df.Covariance(N) if rank < world - 1 else df.Covariance.from_samples(x)
     found["samples on one rank"] = outcome(last.all_reduce())
     found["samples on none"] = outcome(df.Covariance(N).all_reduce())
@@ -160,6 +177,10 @@ def everything(rank: int, world: int, folder: Path) -> dict[str, Any]:
         "overflow": attempt({"a": good, "b": heavy}),
         "count": attempt({"a": good, "b": counted(2**62)}),
     }
+    with patch.object(_distributed, "_core", Full if odd else _core):
+        found["errors"]["no memory for no samples"] = attempt(
+            {} if odd else {"a": df.Covariance(N)}
+        )
     found["after errors"] = outcome(good.all_reduce())
     return found
 
@@ -195,6 +216,7 @@ def on_a_device(rank: int, world: int, folder: Path) -> dict[str, Any]:
     sums = all_reduce(
         {
             "device": df.Covariance(N).update(there(x)),
+            "offloaded": df.Covariance(N, "cuda", offload=True).update(there(x)),
             "both": df.Covariance(N).update(x if rank == world - 1 else there(x)),
         }
     )
@@ -207,7 +229,8 @@ def on_a_device(rank: int, world: int, folder: Path) -> dict[str, Any]:
         text = str(error)
     return {
         "outcomes": {name: outcome(cov) for name, cov in sums.items()},
-        "places": [cov.device for cov in sums.values()],
+        "places": {name: cov.device for name, cov in sums.items()},
+        "offloaded": [name for name, cov in sums.items() if cov._core.offload],
         "error": text,
         "count": bad.count,
     }
@@ -309,7 +332,8 @@ def test_weights_and_small_parts(found: Found) -> None:
     shares = [share("float64", rank) for rank in range(len(found))]
     weights = np.concatenate([weights_of(x) for x in shares])
     assert_single(same_everywhere([f["weights"] for f in found]), shares, weights)
-    assert_single(same_everywhere([f["chunks"] for f in found]), shares)
+    for name in ("chunks", "staged chunks"):
+        assert_single(same_everywhere([f[name] for f in found]), shares)
 
 
 def test_ranks_without_samples_get_them(found: Found) -> None:
@@ -357,6 +381,7 @@ def test_a_group_of_some_ranks(found: Found) -> None:
         ("not a covariance", "TypeError", "'b' is ndarray, expected a Covariance"),
         ("not a name", "TypeError", r"got the name 3 (int), expected a str"),
         ("no memory", "MemoryError", "no room for the scatter"),
+        ("no memory for no samples", "MemoryError", "no room for 5 features"),
         ("overflow", "ValueError", "scatter: holds NaN or infinity"),
         ("count", "ValueError", "'b' has more than 2^63 - 1 rows in all"),
     ],
@@ -401,9 +426,11 @@ def test_moments_on_a_device_stay_there(tmp_path: Path) -> None:
         pytest.skip(config["cuda"])
     found = launch("on_a_device", 2, tmp_path)
     shares = [share("float64", rank) for rank in range(2)]
-    for name in ("device", "both"):
+    for name in ("device", "both", "offloaded"):
         assert_single(same_everywhere([f["outcomes"][name] for f in found]), shares)
-    assert [f["places"] for f in found] == [["cuda:0", "cuda:0"], ["cpu", "cuda:0"]]
+    for f, both in zip(found, ("cuda:0", "cpu"), strict=True):
+        assert f["places"] == {"both": both, "device": "cuda:0", "offloaded": "cuda:0"}
+        assert f["offloaded"] == ["offloaded"]
     assert all("NaN or infinity at row 0, column 0 of update 1" in f["error"] for f in found)
     assert found[0]["error"].startswith("group: rank 1 failed, and nothing was added up: ")
     assert [f["count"] for f in found] == [len(x) for x in shares]

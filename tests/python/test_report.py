@@ -355,12 +355,16 @@ def test_weights_on_the_input_side_keep_their_shape(found: Layers) -> None:
 
 
 def test_released_moments_are_read_from_the_components(found: Layers) -> None:
-    kept = replace(found.layers[0], weight=None)
-    released = replace(kept, covariance=None)
-    a, b = (drawn(report.html(Layers(layers=(one,), configuration={}))) for one in (kept, released))
-    for before, after in zip(a, b, strict=True):
-        one, other = (np.frombuffer(p[2], dtype=np.uint8).astype(int) for p in (before, after))
-        assert np.abs(one - other).max() <= 1
+    given = replace(found.layers[0], weight=None)
+    far = replace(given, covariance=df.Covariance.from_samples(inputs(24) + 20))
+    for kept in (given, solve([far], center=True)[0]):
+        assert kept.order is not None
+        released = replace(kept, covariance=None)
+        a, b = (drawn(report.html(Layers(layers=(x,), configuration={}))) for x in (kept, released))
+        assert len(a) == 2
+        for before, after in zip(a, b, strict=True):
+            one, other = (np.frombuffer(p[2], dtype=np.uint8).astype(int) for p in (before, after))
+            assert np.abs(one - other).max() <= 1
 
 
 def test_without_a_control_the_page_says_so(found: Layers) -> None:
@@ -401,11 +405,24 @@ def test_criteria_of_the_weights(criterion: str) -> None:
     assert html.escape(solved[1].error) in text
 
 
-def test_leading_components_only() -> None:
-    solved = solve([layer("a", 20, 30)], k=3)
+def test_a_trace_that_was_negative_has_no_ratio() -> None:
+    W = np.diag([-3.0, 1.0, 1.0])
+    solved = solve([Layer(name="a", neurons=3, weight=W)], criterion="trace")
     text = report.html(Layers(layers=solved, configuration={}))
-    assert "the 3 leading components only" in text
-    assert [row[0] for row in Page(text).rows if len(row) == 4] == ["1", "2", "3"]
+    assert Page(text).row("asamples · pre")[1:4] == ["–", "−1.000", "5.000"]
+    assert "left <b>–</b>" in text
+
+
+def test_leading_components_only() -> None:
+    solved = solve([layer("a", 20, 30)], k=3, order=True, order_seconds=0.1)
+    text = report.html(Layers(layers=solved, configuration={}))
+    # In the table of all layers, and in the section.
+    assert text.count("the 3 leading components only") == 2
+    assert len(drawn(text)) == 4
+    released = (replace(solved[0], covariance=None),)
+    assert len(drawn(report.html(Layers(layers=released, configuration={})))) == 2
+    rows = [row[0] for row in Page(text).rows if len(row) == 4]
+    assert rows == ["left", "1", "2", "3"]  # of the figures, and of the components
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

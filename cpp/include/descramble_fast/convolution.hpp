@@ -77,7 +77,8 @@ descramble_conv(const ArrayView& weight, std::span<const std::int64_t> spatial_s
 /// The most memory in bytes, result included, that descramble_conv takes beside the weight and the
 /// operator, where no eigensolver fails: 16 C_out^2 for each stored frequency, of which there are
 /// little more than half as many as places; 64 a neuron and 100 a place; 24 for every number of the
-/// weight; and what each thread solves one frequency with.
+/// weight; and what each thread solves one frequency with. (With an operator of another layout,
+/// initial_cost takes a few hundred a place and thread.)
 DESCRAMBLE_FAST_EXPORT std::int64_t descramble_conv_memory(
     std::span<const std::int64_t> weight_shape, std::span<const std::int64_t> spatial_shape,
     int threads = 0);

@@ -72,6 +72,8 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   std::int64_t size() const { return n_; }
   /// The CPU while nothing has decided it.
   Device device() const;
+  /// As its place was asked for.
+  bool offload() const;
   std::int64_t count() const;
   double weight() const;
   /// Whether the mean is known, so that centring is defined.

@@ -35,7 +35,9 @@ SharedImpl flat_fourier(std::int64_t n) {
 
 // Frequencies of W whose numbers, twice as many as its own, are formed at once.
 std::int64_t batch_of(std::int64_t rows, std::int64_t columns) {
-  return std::clamp<std::int64_t>(formed_at_once / (2 * rows * columns), 1, 64);
+  // (As doubles, for a weight that is asked about and need not exist.)
+  return std::int64_t(
+      std::clamp(double(formed_at_once) / (2.0 * double(rows) * double(columns)), 1.0, 64.0));
 }
 
 // The factor of product `sines` in a frequency of the group: (-i)^(number of sines) times the signs
@@ -411,11 +413,11 @@ BlockEigenpairs solve_frequencies(const HalfSpectrum& spectrum, const Kernel& ke
   return out;
 }
 
-std::int64_t frequency_workspace(std::int64_t rows, std::int64_t columns, std::int64_t taps) {
-  const std::int64_t square = rows * rows, batch = batch_of(rows, columns);
+double frequency_workspace(std::int64_t rows, std::int64_t columns, double taps) {
+  const double n = double(rows), batch = double(batch_of(rows, columns));
   // W in parts and complex, M; what zheevd takes, or dsyevd; turns.
-  return std::int64_t(sizeof(double)) * (2 * (batch + 1) * rows * columns + 2 * square +
-                                         4 * square + 256 * rows + 2 * batch * taps);
+  return sizeof(double) * (2 * (batch + 1) * n * double(columns) + 2 * n * n + 4 * n * n + 256 * n +
+                           2 * batch * taps);
 }
 
 namespace {
@@ -482,11 +484,16 @@ double axis_trace(const cuda::ModeAxis& axis, const std::vector<double>& t) {
     return sum;
   }
   if (axis.kind == cuda::ModeAxis::cosine) return cosine_trace(axis.eigenvalues, n, t);
-  std::vector<double> modes(axis.rows, axis.rows + n * n);
-  flat_fourier(n)->analyze(modes.data(), n);
-  for (std::int64_t i = 0; i < n * n; ++i) {
-    const double x = modes[std::size_t(i)];
-    sum += axis.eigenvalues[i / n] * t[std::size_t(i % n)] * x * x;
+  const SharedImpl fourier = flat_fourier(n);
+  constexpr std::int64_t together = 64;
+  Matrix<double> modes(std::min(n, together), n);
+  for (std::int64_t first = 0; first < n; first += together) {
+    const std::int64_t count = std::min(together, n - first);
+    std::copy_n(axis.rows + first * n, count * n, modes.data());
+    fourier->analyze(modes.data(), count);
+    for (std::int64_t i = 0; i < count; ++i)
+      for (std::int64_t j = 0; j < n; ++j)
+        sum += axis.eigenvalues[first + i] * t[std::size_t(j)] * modes(i, j) * modes(i, j);
   }
   return sum;
 }

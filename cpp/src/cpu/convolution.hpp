@@ -104,7 +104,7 @@ BlockEigenpairs solve_frequencies(const HalfSpectrum& spectrum, const Kernel& ke
                                   const Context& context);
 
 /// Most bytes that one thread takes beside the result, for W (rows, columns) with so many taps.
-std::int64_t frequency_workspace(std::int64_t rows, std::int64_t columns, std::int64_t taps);
+double frequency_workspace(std::int64_t rows, std::int64_t columns, double taps);
 
 /// A = V^H diag(w) V through the real symmetric matrix of twice the size; of A the lower triangle.
 /// An empty string, or why there is no answer.

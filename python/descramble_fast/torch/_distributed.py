@@ -29,6 +29,7 @@ class _Held:
     weight: float
     has_mean: bool
     device: str
+    offload: bool
     of_torch: bool
     input_dtypes: frozenset[str]
 
@@ -42,7 +43,14 @@ class _Group:
         if self.rank < 0:
             raise ValueError("group: this process does not belong to it")
         backends = dict(b.split(":") for b in dist.get_backend_config(group).split(","))
-        self.device = "cpu" if "cpu" in backends and backends.get("cuda") != "nccl" else "cuda"
+        on_cpu = "cpu" in backends and backends.get("cuda") != "nccl"
+        self._device = "cpu" if on_cpu else "cuda"
+        self._stage: torch.Tensor | None = None
+
+    def prepare(self) -> None:
+        """Take the memory that `add_up` needs; may fail."""
+        if self._device != "cpu":
+            self._stage = torch.empty(_CHUNK, dtype=torch.float64, device=self._device)
 
     def gather(self, mine: _T) -> list[_T]:
         """Tell the others, and hear what they say, by rank."""
@@ -69,7 +77,7 @@ class _Group:
         """Replace an array by its sum over the ranks."""
         for begin in range(0, len(values), _CHUNK):
             part = torch.from_numpy(values[begin : begin + _CHUNK])
-            there = part.to(self.device)  # on the CPU: itself
+            there = part if self._stage is None else self._stage[: len(part)].copy_(part)
             dist.all_reduce(there, group=self._group)
             if there is not part:
                 part.copy_(there)
@@ -136,7 +144,7 @@ def all_reduce(
     with ranks.together():
         for name, cov in moments.items():
             held[name] = _describe(name, cov)
-        torch.empty(0, device=ranks.device)
+        ranks.prepare()
     said = ranks.gather(held)
     layers = sorted({name for names in said for name in names})
     for name in layers:
@@ -158,6 +166,7 @@ def _describe(name: str, cov: Covariance) -> _Held:
         core.weight,
         core.has_mean,
         core.device,
+        core.offload,
         namespace is not None and namespace.__name__.endswith("torch"),
         cov._input_dtypes,
     )
@@ -193,9 +202,9 @@ def _sum(
     n, own = known[0].n_features, held[ranks.rank]
     weights = [0.0 if it is None else it.weight for it in held]
     weight, total = weights[ranks.rank], sum(weights)
-    if total == 0:
-        return _core.Covariance(n) if cov is None else cov._core
     with ranks.together():
+        if total == 0:
+            return _core.Covariance(n) if cov is None else cov._core
         if cov is not None and weight > 0:
             *_, reference, offset, scatter = cov._core.state()
         else:
@@ -218,16 +227,19 @@ def _sum(
     ranks.add_up(scatter)
     with ranks.together():
         count = sum(it.count for it in known)
-        place = _place(own, known)
-        return _core.Covariance.from_state(count, total, True, origin, mean, scatter, place)
+        state = (count, total, True, origin, mean, scatter)
+        return _core.Covariance.from_state(*state, *_place(own, known))
 
 
-def _place(own: _Held | None, known: list[_Held]) -> str:
-    """Where the sum shall lie on this rank."""
+def _place(own: _Held | None, known: list[_Held]) -> tuple[str, bool]:
+    """Where the sum shall lie on this rank, and whether it is offloaded."""
+    offload = any(it.offload for it in known) if own is None else own.offload
     if own is not None and (own.weight > 0 or own.device != "cpu"):
-        return own.device
+        return own.device, offload
     on_cuda = all(it.device != "cpu" for it in known if it.weight > 0)
-    return f"cuda:{torch.cuda.current_device()}" if on_cuda and torch.cuda.is_available() else "cpu"
+    if on_cuda and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}", offload
+    return "cpu", offload
 
 
 def _become(
