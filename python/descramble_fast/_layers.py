@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -133,9 +134,9 @@ class Layers(Mapping[str, Layer]):
         """Write what was found to a safetensors file, replacing `path` in one step.
 
         For the layer ``<name>``: ``<name>/eigenvalues`` (k,), ``<name>/components`` (k, n), whose
-        row i is component i, ``<name>/mean`` (n,), ``<name>/matrix`` (n, n) for the trace and
-        diagonal criteria instead, and ``<name>/order`` (n,) int64. Costs, operators and the
-        configuration are JSON in the metadata under ``layers`` and ``configuration``.
+        row i is component i, ``<name>/mean`` (n,) where it is known, ``<name>/matrix`` (n, n) for
+        the trace and diagonal criteria instead, and ``<name>/order`` (n,) int64. Costs, operators
+        and the configuration are JSON in the metadata under ``layers`` and ``configuration``.
         """
         tensors: dict[str, Any] = {}
         for layer in self.layers:
@@ -189,13 +190,21 @@ def solve(
             f"operator: got {type(operator).__name__}, expected an Operator or a function of n"
         )
     smoothest = criterion == "smoothness"
+    if order and not smoothest:
+        raise ValueError(f"order: it needs samples, and the criterion {criterion!r} reads none")
     found: dict[str, Layer] = {}
     for layer in layers:
         if smoothest and layer.error is None and not (layer.covariance and layer.covariance.weight):
             layer = replace(layer, error="no samples")
         found[layer.name] = layer
     for part in _parts([layer for layer in found.values() if layer.error is None]):
-        op = operator(part[0].neurons) if callable(operator) else operator
+        try:
+            op = operator(part[0].neurons) if callable(operator) else operator
+            if not (op is None or isinstance(op, Operator)):
+                raise TypeError(f"the function gave {type(op).__name__}, expected an Operator")
+        except Exception as error:  # the function is the caller's; other sizes are answered
+            found |= {one.name: replace(one, error=f"operator: {error}") for one in part}
+            continue
         done = (
             _smoothest(part, op, center, gauge, k)
             if smoothest
@@ -203,10 +212,7 @@ def solve(
         )
         for layer in done:
             if order and layer.error is None and layer.covariance is not None:
-                smooth = descramble_permutation(
-                    layer.covariance, operator=op, seed=seed, time_limit=order_seconds
-                )
-                layer = replace(layer, order=smooth)
+                layer = _ordered(layer, op, seed, order_seconds)
             found[layer.name] = layer
             progress()
     return tuple(found.values())
@@ -246,6 +252,17 @@ def _smoothest(
             return [replace(group[0], error=str(error) or type(error).__name__)]
         # One of them is at fault: the others are answered.
         return [layer for one in group for layer in _smoothest([one], operator, center, gauge, k)]
+
+
+def _ordered(layer: Layer, operator: Operator | None, seed: int, seconds: float | None) -> Layer:
+    assert layer.covariance is not None
+    try:
+        order = descramble_permutation(
+            layer.covariance, operator=operator, seed=seed, time_limit=seconds
+        )
+    except (ValueError, RuntimeError, MemoryError) as error:
+        return replace(layer, notes=(*layer.notes, f"no order: {error}"))
+    return replace(layer, order=order)
 
 
 def _from_weight(layer: Layer, criterion: str) -> Layer:
@@ -315,7 +332,8 @@ def _tensors(layer: Layer) -> dict[str, Any]:
     elif d is not None:
         tensors["matrix"] = on_host(d.matrix)
     if layer.covariance is not None and layer.samples:
-        tensors["mean"] = on_host(layer.covariance.mean)
+        with contextlib.suppress(ValueError):  # second moments may come without one
+            tensors["mean"] = on_host(layer.covariance.mean)
     if layer.order is not None:
         tensors["order"] = on_host(layer.order.permutation)
     return tensors
@@ -323,7 +341,7 @@ def _tensors(layer: Layer) -> dict[str, Any]:
 
 def left(cost: float, initial_cost: float) -> float:
     """Divide the criterion at P by that at P = I; NaN where there was none."""
-    return cost / initial_cost if initial_cost else float("nan")
+    return cost / initial_cost if initial_cost > 0 else float("nan")
 
 
 def _table(found: Layers) -> Iterator[str]:

@@ -30,13 +30,13 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def batches() -> list[Any]:
-    """64 sentences in batches of 16, padded to the longest of each."""
+    """16 sentences in batches of 8, padded to the longest of each."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm.get_model_path())
     text = " ".join(re.sub(r"\s+", " ", topics[name]) for name in sorted(topics))
-    sentences = [s for s in re.split(r"(?<=[.!?]) ", text) if 30 < len(s) < 250][:64]
+    sentences = [s for s in re.split(r"(?<=[.!?]) ", text) if 30 < len(s) < 250][:16]
     return [
-        tokenizer(sentences[i : i + 16], padding=True, return_tensors="pt")
-        for i in range(0, len(sentences), 16)
+        tokenizer(sentences[i : i + 8], padding=True, return_tensors="pt")
+        for i in range(0, len(sentences), 8)
     ]
 
 
@@ -50,7 +50,8 @@ def embeddings(model: Any, batch: Any) -> Any:
 
 def test_every_mlp_layer_is_descrambled_in_one_pass(model: Any, batches: list[Any]) -> None:
     control = dt.untrained(model)
-    found = dt.descramble_model(model, iter(batches), LAYERS, control=control, progress=False)
+    # A few components are found in a fraction of the time that all take.
+    found = dt.descramble_model(model, iter(batches), LAYERS, k=32, control=control, progress=False)
     assert len(found) == len(found.control) == 12
     assert {layer.neurons for layer in found.layers} == {1536, 384}
     assert any(0 in batch["attention_mask"] for batch in batches)  # there is padding
@@ -74,14 +75,23 @@ def test_every_mlp_layer_is_descrambled_in_one_pass(model: Any, batches: list[An
         x = torch.cat(rows).numpy()
         assert layer.covariance is not None
         assert layer.samples == len(x)
-        assert worst(layer.covariance.second_moment(), x.T @ x / len(x)) <= 1e-5
-        centred = x - x.mean(axis=0)
-        assert worst(layer.covariance.covariance(), centred.T @ centred / len(x)) <= 1e-5
+        mean, second = x.mean(axis=0), x.T @ x / len(x)
+        assert worst(layer.covariance.second_moment(), second) <= 1e-5
+        assert worst(layer.covariance.covariance(), second - np.outer(mean, mean)) <= 1e-5
         d = layer.descrambler
         assert isinstance(d, df.SmoothnessDescrambler)
         assert d.orthogonality_error < 1e-9
         assert abs(d.cost - d.bound) <= d.cost_error
         assert d.cost < d.initial_cost
+
+    # One in full: the whole P, whose first components these are.
+    last = found["encoder.layer.5.output.dense"]
+    assert isinstance(last.descrambler, df.SmoothnessDescrambler)
+    assert last.covariance is not None
+    whole = df.descramble(last.covariance)
+    assert whole.matrix.shape == (384, 384)
+    assert whole.cost < 0.1 * whole.initial_cost
+    assert worst(last.descrambler.components.numpy(), whole.components[:, :32].numpy()) <= 1e-6
 
     lines = found.table().splitlines()
     assert "control left" in lines[0]
@@ -105,7 +115,7 @@ def test_its_neurons_and_heads_in_another_order_give_the_same_embeddings(
     weight = model.encoder.layer[3].intermediate.dense.weight
     old = weight.detach().clone()
     permuted = dt.permute_model(model, orders, batches[0])
-    assert permuted.max_difference <= 1e-5
+    assert permuted.max_difference <= permuted.tolerance
     order = orders["encoder.layer.3.intermediate.dense"]
     assert torch.equal(weight, old[order])
     for batch, expected in zip(batches, before, strict=True):

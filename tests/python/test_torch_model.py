@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -89,9 +90,11 @@ def test_a_choice_of_nothing_says_what_there_is(layers: Any) -> None:
         (lambda: nn.Conv2d(5, 7, 3), (5, 9, 8), 0),  # without an axis of batches
         (lambda: nn.Conv3d(2, 7, 2), (3, 2, 4, 4, 5), 1),
         (lambda: nn.ConvTranspose2d(5, 7, 3), (2, 5, 4, 4), 1),
+        (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5), 1),
         (lambda: nn.BatchNorm2d(5), (4, 5, 3, 3), 1),
         (lambda: nn.GroupNorm(2, 6), (4, 6, 3), 1),
         (lambda: nn.LayerNorm(5), (4, 3, 5), -1),
+        (lambda: nn.LayerNorm((4, 3, 5)), (2, 4, 3, 5), -1),
         (lambda: nn.ReLU(), (4, 3, 5), -1),
     ],
 )
@@ -131,6 +134,91 @@ def test_outputs_that_are_no_tensor() -> None:
     assert wrong["0"].error == "batch 0: select: gave tuple, expected a tensor"
 
 
+@dataclass(slots=True)
+class Output:
+    loss: float
+    states: Any
+
+
+class Gives(nn.Module):
+    """Its input, in what `make` puts around it."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Any) -> Any:
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Output(0.5, x),
+        lambda x: (None, 3, [x]),
+        lambda x: {"name": "states", "states": (x, None)},
+    ],
+)
+def test_the_first_tensor_is_found_in_anything(make: Callable[[Any], Any]) -> None:
+    x = torch.randn(20, 6)
+    assert_moments(quietly(nn.Sequential(Gives(make)), [x], "0")["0"].covariance, x)
+
+
+def test_what_cannot_be_read_is_a_row_and_the_run_goes_on() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), Gives(lambda x: x.sum()), Gives(lambda x: x.to_sparse()))
+    x = torch.randn(5, 8)
+    found = quietly(
+        model, [x, x], ["0", "1", "2"], forward=lambda m, x: [m[i](x) for i in range(3)]
+    )
+    assert found["0"].samples == 10
+    assert found["1"].error == "batch 0: it gives shape (), expected neurons on axis -1"
+    assert "torch.strided" in str(found["2"].error)
+    assert "\n" not in str(found["2"].error)  # of a message in many lines, the first
+    beyond = quietly(model[:1], [x], "0", axis=2)
+    assert beyond["0"].error == "batch 0: it gives shape (5, 6), expected neurons on axis 2"
+    keyed = quietly(model[:1], [x], "0", select=lambda output: {}["states"])
+    assert keyed["0"].error == "batch 0: 'states'"
+
+
+def test_sizes_are_asked_of_modules_and_never_guessed_from_their_weights() -> None:
+    class Packed(nn.Linear):
+        """Keeps its weights as bytes of another shape, as quantised layers do."""
+
+        def __init__(self) -> None:
+            super().__init__(8, 6)
+            self.full = self.weight.detach().clone()
+            self.weight = nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
+
+        def forward(self, x: Any) -> Any:
+            return F.linear(x, self.full, self.bias)
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 5))
+
+        def forward(self, x: Any) -> Any:
+            return x @ self.weight
+
+    model = nn.Sequential(Packed(), Transposed(), nn.LazyLinear(3))
+    found = quietly(model, batches(), "*")
+    assert [(layer.neurons, layer.error) for layer in found.layers] == [
+        (6, None),
+        (5, None),
+        (3, None),
+    ]
+    assert [layer.weight is None for layer in found.layers] == [True, True, False]
+
+
+def test_parametrised_weights_are_read_without_a_step_of_what_computes_them() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = quietly(model, batches(), "*")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(found["0"].weight, model.eval()[0].weight)
+
+
 def test_an_axis_may_be_named() -> None:
     x = torch.randn(5, 7, 4)
     model = nn.Sequential(nn.ReLU())
@@ -168,6 +256,47 @@ def test_the_three_taps_of_a_layer() -> None:
         assert_moments(layer.covariance, samples.movedim(1, -1).reshape(-1, n))
     behind = quietly(model, [x], "4", tap="input")["4"]
     assert_moments(behind.covariance, activations.movedim(1, -1).reshape(-1, 5))
+
+
+def test_a_tap_reads_before_the_tensor_is_overwritten() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=True)), torch.randn(3, 8)
+    with dt.observe(model, "0") as seen, torch.no_grad():
+        model(x)
+    assert_moments(seen["0"], model[0](x))  # three rows wait for others
+
+
+def test_calls_side_by_side_all_reach_their_activation() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp, self.unused, self.act = nn.Linear(8, 6), nn.Linear(8, 6), nn.ReLU()
+
+        def forward(self, x: Any, y: Any) -> Any:
+            x, y = self.mlp(x), self.mlp(y)
+            return self.act(x) - self.act(y)
+
+    x, y = batches(2)
+    model = Twins()
+    found = quietly(model, [(x, y)], ["mlp", "unused"], tap="post")
+    assert_moments(found["mlp"].covariance, torch.relu(model.mlp(torch.cat([x, y]))))
+    assert found["unused"].error == "it was never called"
+
+
+def test_the_first_input_is_the_first_parameter() -> None:
+    class Scaled(nn.Module):
+        def forward(self, hidden: Any, scale: Any) -> Any:
+            return hidden * scale
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaled = Scaled()
+
+        def forward(self, x: Any) -> Any:
+            return self.scaled(scale=torch.ones(1), hidden=x)
+
+    x = batches(1)[0]
+    assert_moments(quietly(Model(), [x], "scaled", tap="input")["scaled"].covariance, x)
 
 
 def test_an_activation_that_is_no_module_cannot_be_seen_and_that_is_said() -> None:
@@ -232,6 +361,83 @@ def test_padding_does_not_count(flat: bool) -> None:
     assert_moments(everything["mlp"].covariance, hidden.reshape(-1, 6))
     chosen = quietly(model, batch, "mlp", mask=lambda args, kwargs: kwargs["input_ids"] < 7)
     assert_moments(chosen["mlp"].covariance, hidden[batch["input_ids"] < 7])
+
+
+def test_padding_does_not_count_where_the_mask_has_no_name_in_the_batch() -> None:
+    model = Tokens()
+    batch, mask = padded()
+    found = quietly(model, [(batch["input_ids"], batch["attention_mask"])], "mlp")
+    assert_moments(found["mlp"].covariance, model(batch["input_ids"])["hidden"][mask])
+
+
+def test_a_mask_that_is_no_tensor_is_a_note() -> None:
+    batch, _ = padded()
+    found = quietly(Tokens(), {**batch, "attention_mask": {"full": None}}, "mlp")
+    assert found["mlp"].samples == 15
+    assert "the mask does not fit" in found["mlp"].notes[0]
+
+
+def test_padding_that_torch_itself_leaves_out_does_not_count() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model, x, mask = nn.TransformerEncoder(layer, 1), torch.randn(3, 5, 8), padded()[1]
+
+    def run(model: Any, x: Any) -> None:
+        with pytest.warns(UserWarning, match="nested tensors"):
+            model(x, src_key_padding_mask=~mask)
+
+    found = quietly(model, [x], "*.linear1", forward=run)
+    assert found["layers.0.linear1"].samples == int(mask.sum())
+
+
+def test_encoders_and_decoders_have_their_own_masks() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=20,
+            d_model=8,
+            d_kv=4,
+            d_ff=12,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+        )
+    ).eval()
+    batch, mask = padded()
+    layers = ["encoder.*.wi", "decoder.*.wi"]
+
+    def samples(**options: Any) -> list[int]:
+        found = quietly(model, options.pop("batch"), layers, **options)
+        assert all(layer.notes == () for layer in found.layers)
+        return [layer.samples for layer in found.layers]
+
+    read = int(mask.sum())
+    # As long as what is read, and not padded unless it says so.
+    labels = {**batch, "labels": batch["input_ids"]}
+    assert samples(batch=labels) == [read, 15]
+    shorter = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 1, 0]])
+    assert samples(batch={**labels, "decoder_attention_mask": shorter}) == [read, 10]
+
+    def generate(model: Any, batch: Any) -> None:  # the encoder is called on its own
+        model.generate(**batch, max_new_tokens=4, min_new_tokens=4)
+
+    assert samples(batch=batch, forward=generate) == [read, 12]
+
+
+def test_a_cache_of_keys_and_values_is_no_padding() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=20, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1, pad_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    batch, mask = padded()
+    batch["attention_mask"] = mask.flip(1).long()
+
+    def generate(model: Any, batch: Any) -> None:
+        model.generate(**batch, max_new_tokens=4, min_new_tokens=4)
+
+    layer = quietly(model, batch, "*.c_fc", forward=generate)["transformer.h.0.mlp.c_fc"]
+    assert layer.samples == int(mask.sum()) + 3 * 3  # the last token is not read again
+    assert layer.notes == ()
 
 
 def test_a_mask_that_does_not_fit_is_a_note() -> None:
@@ -300,6 +506,33 @@ def test_batches_of_every_shape_are_run() -> None:
     assert_moments(backwards["mlp"].covariance, mlp_of.mlp(x.flip(1)))
 
 
+def test_batches_are_taken_as_they_come() -> None:
+    class Pair(NamedTuple):
+        x: Any
+        y: Any
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept_elsewhere = nn.Linear(2, 2, device="meta")
+            self.mlp = nn.Linear(8, 6)
+
+        def forward(self, x: Any) -> Any:
+            return self.mlp(x.x if isinstance(x, Pair) else x)
+
+    class Stream(torch.utils.data.IterableDataset):  # of no length
+        def __iter__(self) -> Iterator[Any]:
+            return iter({"x": row, "label": 1, "text": "row"} for row in x)
+
+    x, model = batches(1)[0], Model()
+    stream = torch.utils.data.DataLoader(Stream(), batch_size=7)
+    packed = nn.utils.rnn.pack_sequence([x[:20], x[20:]])
+    for data in (stream, [(Pair(x, "y"), 1)]):
+        assert_moments(quietly(model, data, "mlp")["mlp"].covariance, model.mlp(x))
+    recurrent = nn.Sequential(nn.LSTM(8, 6))
+    assert quietly(recurrent, [(packed,)], "0")["0"].samples == len(x)
+
+
 # Models as they are
 
 
@@ -325,6 +558,23 @@ def test_modes_gradients_and_hooks_are_left_as_they_were() -> None:
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
+def test_modules_that_do_more_when_their_mode_changes_do_it_again() -> None:
+    class Merging(nn.Module):  # as adapters of low rank are merged into their weights
+        merged = False
+
+        def train(self, mode: bool = True) -> Any:
+            self.merged = not mode
+            return super().train(mode)
+
+        def forward(self, x: Any) -> Any:
+            assert self.merged
+            return x
+
+    model = nn.Sequential(Merging())
+    quietly(model, batches(), "0")
+    assert not model[0].merged
+
+
 def test_a_training_loop_may_be_observed() -> None:
     model, data = mlp(), batches()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -348,6 +598,10 @@ def test_a_checkpointed_layer_counts_once(reentrant: bool) -> None:
         y.square().mean().backward()
     assert model[0].weight.grad is not None
     assert_moments(seen["0"], model[0](x))
+    with dt.observe(model, "0", sample_every=2) as seen:
+        for _ in range(4):
+            torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant).sum().backward()
+    assert seen["0"].count == 2 * len(x)
 
 
 def test_fused_layers_are_seen_and_inference_mode_is_fine() -> None:
@@ -391,10 +645,35 @@ def test_compiled_models_run_uncompiled_and_are_seen() -> None:
     assert_moments(seen["0"], torch.cat([inside[0](x) for x in data]))
 
 
-def test_a_scripted_model_is_refused() -> None:
-    class Scripted(torch.jit.ScriptModule):
+class Scripted(torch.jit.ScriptModule):
+    pass
+
+
+def test_wrappers_inside_and_around_a_model_are_looked_through() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = torch.compile(nn.Linear(8, 6), backend="eager", fullgraph=True)
+            self.mlp_scripted = Scripted()
+
+        def forward(self, x: Any) -> Any:
+            return self.mlp(x)
+
+    x, model = batches(1)[0], Inside()
+    model(x)
+    found = quietly(nn.DataParallel(model), [(x, torch.ones(1))], "*")
+    assert list(found) == ["mlp"]  # once
+    assert_moments(found["mlp"].covariance, model.mlp(x))
+    several = nn.DataParallel(model)
+    several.device_ids = [0, 1]
+    with (
+        pytest.raises(TypeError, match="over several devices, which runs copies"),
+        dt.observe(several, "*"),
+    ):
         pass
 
+
+def test_a_scripted_model_is_refused() -> None:
     with pytest.raises(TypeError, match="got a ScriptModule, which calls no hooks"):
         quietly(Scripted(), batches())
 
@@ -590,6 +869,27 @@ def test_an_untrained_copy_is_new_reproducible_and_leaves_the_random_state() -> 
     with pytest.raises(ValueError, match=r"model: own\.scale is initialised by no"):
         dt.untrained(nn.ModuleDict({"own": Own()}))
 
+    class Pretrained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = Own()
+
+        def _init_weights(self, module: Any) -> None:
+            if isinstance(module, Own):
+                nn.init.normal_(module.scale)
+
+    inside = dt.untrained(nn.ModuleDict({"base": Pretrained(), "head": nn.Linear(3, 2)}))
+    assert bool(inside["base"].own.scale.isfinite().all())
+
+
+def test_moments_without_a_mean_are_saved_without_it(tmp_path: Path) -> None:
+    from descramble_fast._layers import Layer, Layers, solve
+
+    layer = Layer(name="0", neurons=3, covariance=df.Covariance.from_moments(np.eye(3)))
+    Layers(layers=solve([layer]), configuration={}).save(tmp_path / "found.safetensors")
+    with safetensors.safe_open(tmp_path / "found.safetensors", framework="numpy") as file:
+        assert set(file.keys()) == {"0/eigenvalues", "0/components"}
+
 
 def test_weights_alone_suffice_for_the_trace_and_the_diagonal() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
@@ -622,6 +922,25 @@ def test_options_reach_the_solver() -> None:
     assert one["0"].error is None
     assert "acts on 6 neurons" in str(one["2"].error)
 
+    def picky(n: int) -> Any:
+        if n == 4:
+            raise ArithmeticError("no 4")
+        return df.operators.fourier(n)
+
+    some = quietly(model, data, "*", operator=picky)
+    assert some["0"].error is None
+    assert some["2"].error == "operator: no 4"
+    wrong = quietly(model, data, "0", operator=lambda n: np.eye(n))
+    assert wrong["0"].error == "operator: the function gave ndarray, expected an Operator"
+
+
+def test_numbers_and_devices_of_other_libraries_are_fine(tmp_path: Path) -> None:
+    options = {"k": np.int64(2), "sample_every": np.int64(1), "max_samples": np.int64(100)}
+    found = quietly(mlp(), batches(), "*", device=torch.device("cpu"), **options)
+    found.save(tmp_path / "found.safetensors")
+    with safetensors.safe_open(tmp_path / "found.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["configuration"])["k"] == 2
+
 
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
@@ -638,6 +957,10 @@ def test_options_reach_the_solver() -> None:
         ({"mask": 3}, TypeError, "mask: got int"),
         ({"device": "tpu"}, ValueError, "device: "),
         ({"layers": 3}, TypeError, "layers: got int"),
+        ({"layers": []}, ValueError, "layers: got none; layers with weights: 0, 2"),
+        ({"layers": nn.Linear(2, 2)}, TypeError, "layers: got Linear"),
+        ({"memory_limit": "1 GB"}, TypeError, "memory_limit: got '1 GB'"),
+        ({"criterion": "trace", "order": True}, ValueError, "order: it needs samples"),
     ],
 )
 def test_bad_options_are_named_before_any_batch_is_read(

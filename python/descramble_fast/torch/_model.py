@@ -6,8 +6,9 @@ import contextlib
 import copy
 import inspect
 import itertools
+import operator as operators
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,7 @@ from descramble_fast.torch._observe import (
     Site,
     Sizes,
     checked,
+    evaluating,
     hooks,
     sites,
     uncompiled,
@@ -106,7 +108,7 @@ def descramble_model(
     sample_every: int = 1,
     sample: str = "batch",
     max_samples: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     offload: bool = False,
     memory_limit: int | None = None,
     progress: bool = True,
@@ -121,9 +123,9 @@ def descramble_model(
         On any devices; data are moved to that of its first parameter.
     data : iterable, tensor or mapping, optional
         Batches, e.g. a DataLoader, or one batch. A batch is a tensor, a tuple or list of positional
-        arguments (as many as `forward` of the model takes, so that targets are left out), or a
-        mapping of keyword arguments, as tokenizers give them. The trace and diagonal criteria need
-        no data.
+        arguments, or a mapping of keyword arguments, as tokenizers give them; what `forward` of the
+        model does not take, such as targets, is left out. The trace and diagonal criteria need no
+        data.
     layers, tap, select, axis, mask, sample_every, sample, max_samples, device, offload
         As :func:`observe` has them; the run ends when every layer has `max_samples`.
     criterion : {"smoothness", "trace", "diagonal"}
@@ -153,7 +155,8 @@ def descramble_model(
     -------
     Layers
         In the model's order. A layer without samples, with NaN, or that was never called has an
-        `error` that says so. ``str(layers.table())`` lists costs, `layers.report` draws them.
+        `error` that says so. ``layers.table()`` lists costs, `layers.report` draws them. Its
+        weights are the model's own, no copies: read them before you change those.
 
     Raises
     ------
@@ -174,6 +177,8 @@ def descramble_model(
     (200, True)
     """
     options = checked(sample_every, sample, max_samples, mask, device, offload)
+    k = None if k is None else integer("k", k)
+    memory_limit = None if memory_limit is None else integer("memory_limit", memory_limit)
     solving: dict[str, Any] = {
         "criterion": criterion,
         "operator": operator,
@@ -205,9 +210,9 @@ def descramble_model(
             "model": type(unwrapped(model)).__name__,
             **{name: value for name, value in solving.items() if name != "operator"},
             "tap": tap,
-            "sample_every": sample_every,
+            "sample_every": options.sample_every,
             "sample": sample,
-            "max_samples": max_samples,
+            "max_samples": options.max_samples,
             "memory": None if plan is None else str(plan),
         },
     )
@@ -314,7 +319,8 @@ class _Run:
     ) -> list[Observation]:
         """Stream the batches through once."""
         observed = [Observation(group, self._options) for group in groups]
-        total = len(batches) if isinstance(batches, Sized) else None
+        # Loaders of data of unknown length have a length that raises.
+        total = operators.length_hint(batches) or None
         with self._observing(observed), self.bar(total, title, "batch") as bar:
             empty = True
             for batch in batches:
@@ -354,7 +360,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             for model, observation in zip(self._models, observed, strict=True):
                 stack.enter_context(hooks(model, observation, observation.sites))
-                stack.enter_context(_evaluating(model))
+                stack.enter_context(evaluating(model))
             stack.enter_context(uncompiled())
             stack.enter_context(torch.no_grad())
             yield
@@ -366,45 +372,34 @@ class _Run:
 
 def _call(model: nn.Module, batch: Any) -> None:
     """Run a batch as models take it: one tensor, positional arguments or keyword arguments."""
-    parameter = next(itertools.chain(model.parameters(), model.buffers()), None)
-    if parameter is not None:
-        batch = _moved(batch, parameter.device)
+    model = unwrapped(model)
+    # Those kept elsewhere until they are needed are "meta".
+    devices = (t.device for t in itertools.chain(model.parameters(), model.buffers()))
+    device = next((device for device in devices if device.type != "meta"), None)
+    if device is not None:
+        batch = _moved(batch, device)
+    kinds = {p.name: p.kind for p in inspect.signature(model.forward).parameters.values()}
     if isinstance(batch, Mapping):
-        model(**batch)
+        takes_all = inspect.Parameter.VAR_KEYWORD in kinds.values()
+        model(**{name: batch[name] for name in batch if takes_all or name in kinds})
     elif isinstance(batch, (tuple, list)):
-        model(*batch[: _positional(model)])
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        takes_all = inspect.Parameter.VAR_POSITIONAL in kinds.values()
+        count = sum(kind in positional for kind in kinds.values())
+        model(*batch[: None if takes_all else count])
     else:
         model(batch)
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
+    if hasattr(batch, "to"):
+        return batch.to(device)
     if isinstance(batch, (tuple, list)):
-        return [_moved(value, device) for value in batch]
+        moved = [_moved(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
-
-
-def _positional(model: nn.Module) -> int | None:
-    """How many positional arguments its `forward` takes; None: any number."""
-    kinds = [p.kind for p in inspect.signature(unwrapped(model).forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return None
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(kind in positional for kind in kinds)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def untrained(model: _Model, seed: int = 0) -> _Model:
@@ -413,8 +408,8 @@ def untrained(model: _Model, seed: int = 0) -> _Model:
     Parameters
     ----------
     model : torch.nn.Module
-        Left as it is. Its modules initialise themselves: by ``_init_weights`` where the model has
-        it, as those of transformers do, else by their ``reset_parameters``.
+        Left as it is. Its modules initialise themselves: by their ``reset_parameters``, and by
+        ``_init_weights`` where a model around them has it, as those of transformers do.
     seed : int
         Of the initialisation. The random state of the caller stays as it was.
 
@@ -436,15 +431,22 @@ def untrained(model: _Model, seed: int = 0) -> _Model:
     >>> bool((control[0].weight == model[0].weight).any())
     False
     """
+    seed = integer("seed", seed)
     fresh = cast("_Model", copy.deepcopy(unwrapped(model)))
-    initialise: Callable[[nn.Module], object] = getattr(fresh, "_init_weights", lambda module: None)
     with torch.random.fork_rng(devices=_cuda_devices(fresh)), torch.no_grad():
-        torch.manual_seed(integer("seed", seed))
+        # torch.manual_seed would seed every device.
+        torch.default_generator.manual_seed(seed)
+        for index in _cuda_devices(fresh):
+            torch.cuda.default_generators[index].manual_seed(seed)
         for parameter in fresh.parameters():
             parameter.fill_(torch.nan)  # what nobody initialises is seen by that
         for module in fresh.modules():
             getattr(module, "reset_parameters", lambda: None)()
-            initialise(module)
+        for module in fresh.modules():
+            initialise: Callable[[nn.Module], object] | None
+            if initialise := getattr(module, "_init_weights", None):
+                for inside in module.modules():
+                    initialise(inside)
         for name, parameter in fresh.named_parameters():
             if bool(parameter.isnan().any()):
                 raise ValueError(

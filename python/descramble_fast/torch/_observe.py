@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from descramble_fast._arrays import integer
 from descramble_fast._covariance import Covariance
@@ -25,6 +29,8 @@ _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
+_EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+_MATRICES = (nn.Linear, *_CONVOLUTIONS, *_EMBEDDINGS)
 # The same neurons come out of these as went in, so an activation may stand behind them.
 _KEEP_NEURONS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
@@ -46,11 +52,11 @@ class Site:
     select: Select | None
     neurons: int  # 0 while unknown
     covariance: Covariance | None = None
+    called: bool = False
     fired: int = 0
     full: bool = False
     notes: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
     error: str | None = None
-    trail: weakref.ref[torch.Tensor] | None = None  # of its output, to the activation behind it
 
     @property
     def open(self) -> bool:
@@ -60,12 +66,14 @@ class Site:
     def layer(self) -> Layer:
         """Describe the layer without what it has gathered."""
         weight, side = _weight(self.module, self.tap)
+        known = 0 if weight is None else int(weight.shape[0 if side == "output" else 1])
+        fits = self.neurons in (0, known)
         return Layer(
             name=self.name,
             kind=type(self.module).__name__,
             tap=self.tap,
-            neurons=self.neurons,
-            weight=weight,
+            neurons=self.neurons or known,
+            weight=weight if fits else None,
             weight_side=side,
             notes=tuple(self.notes),
         )
@@ -82,7 +90,7 @@ class Site:
             error = (
                 "no activation module took its output (an activation called as a function cannot "
                 'be seen): tap the "input" of the layer behind it instead'
-                if self.tap == "post"
+                if self.called
                 else "it was never called"
             )
         if error is None and samples == 0:
@@ -91,15 +99,28 @@ class Site:
         return replace(self.layer(), samples=samples, covariance=covariance, error=error)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a module is called with."""
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    names: Sequence[str]  # of the module's parameters
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {**dict(zip(self.names, self.arguments, strict=False)), **self.keywords}
+
+
 class Observation(Mapping[str, Covariance]):
-    """What `observe` gathers: the moments of layers by name, those without samples left out."""
+    """What `observe` gathers: the moments of layers by name, those that took none left out."""
 
     def __init__(self, sites: Sequence[Site], options: Options) -> None:
         self.sites = tuple(sites)
-        self._options = options
+        self.options = options
         self._calls = 0
         self._active = True
-        self._mask: torch.Tensor | None = None
+        self._masks: list[torch.Tensor | None] = [None]  # of the modules that run, innermost last
 
     def __getitem__(self, name: str) -> Covariance:
         for site in self.sites:
@@ -118,7 +139,7 @@ class Observation(Mapping[str, Covariance]):
         layers = tuple(site.observed() for site in self.sites)
         if self._calls or not any(site.fired for site in self.sites):
             return layers
-        note = "the model itself was never called, so there was no mask and no sampling by batch"
+        note = "the model itself was never called, so its mask and sampling by batch had no effect"
         return tuple(replace(layer, notes=(*layer.notes, note)) for layer in layers)
 
     def save(self, folder: str | Path) -> None:
@@ -135,40 +156,50 @@ class Observation(Mapping[str, Covariance]):
         """Whether no layer takes more samples."""
         return not any(site.open for site in self.sites)
 
-    def begin(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    def begin(self, call: _Call) -> None:
         """Decide before a call of the model whether it is sampled, and which of its rows count."""
-        options = self._options
+        if _recomputed():
+            return
+        options = self.options
         self._active = options.tokens or self._calls % options.sample_every == 0
         self._calls += 1
-        self._mask = options.mask_of(arguments, keywords) if self._active else None
+        self._masks = [options.mask_of(call) if self._active else None]
 
-    def take(self, site: Site, output: Any, axis: int) -> None:
-        # Checkpointed modules are called once more while gradients are computed.
-        again = torch._C._current_graph_task_id() != -1
-        if again or not (self._active and site.open):
+    def enter(self, call: _Call) -> None:
+        """Let the mask of a module inside hold while it runs, its caller's where it gets none."""
+        given = self._active and self.options.mask in call.named
+        self._masks.append(self.options.mask_of(call) if given else self._masks[-1])
+
+    def leave(self) -> None:
+        if len(self._masks) > 1:
+            self._masks.pop()
+
+    def take(self, site: Site, output: Any) -> None:
+        if not (self._active and site.open) or _recomputed():
             return
+        site.called = True
         site.fired += 1
         try:
-            with torch.no_grad():
-                self._add(site, _tensor(site, output), axis)
-        except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+            self._add(site, _tensor(site, output).detach())
+        except Exception as error:
             # The model's own run goes on: the layer's row says what happened.
-            site.error = f"batch {max(self._calls - 1, 0)}: {error}"
+            first = str(error).partition("\n")[0] or type(error).__name__
+            site.error = f"batch {max(self._calls - 1, 0)}: {first[:300]}"
 
-    def _add(self, site: Site, samples: torch.Tensor, axis: int) -> None:
-        options = self._options
-        samples = samples.detach()
-        if samples.ndim == 0:
-            raise ValueError("it gives a scalar, expected neurons on an axis")
+    def _add(self, site: Site, samples: torch.Tensor) -> None:
+        options = self.options
+        mask = self._masks[-1]
+        if samples.is_nested:  # as torch's TransformerEncoder leaves padding out
+            samples, mask = torch.cat(samples.unbind()), None
         if not samples.is_floating_point():
             raise TypeError(f"it gives {samples.dtype}, expected a floating type")
-        samples = samples.movedim(axis, -1)
-        n = samples.shape[-1]
-        if site.neurons and n != site.neurons:
+        n = _neurons_of(site, samples)
+        if site.axis != -1:
+            samples = samples.movedim(site.axis, -1)
+        if site.neurons not in (0, n):
             raise ValueError(f"it gives {n} neurons, expected {site.neurons}")
-        if n == 0:
-            raise ValueError("it gives no neurons")
-        mask = self._rows_of(site, samples)
+        if mask is not None:
+            mask = _rows_of(mask, site, samples)
         if options.tokens and options.sample_every > 1:
             # Another first row at each call, or rows of one place in a sequence would be all.
             rows = slice((site.fired - 1) % options.sample_every, None, options.sample_every)
@@ -178,28 +209,41 @@ class Observation(Mapping[str, Covariance]):
             samples = samples.to(options.device)
         if mask is not None:
             mask = mask.to(samples.device)
-        site.neurons = n
         if site.covariance is None:
+            site.neurons = n
             site.covariance = Covariance(n, options.device, options.offload)
         site.covariance.update(samples, mask=mask)
         if options.max_samples is not None:
             site.full = site.covariance.count >= options.max_samples
 
-    def _rows_of(self, site: Site, samples: torch.Tensor) -> torch.Tensor | None:
-        mask, leading = self._mask, samples.shape[:-1]
-        if mask is None or mask.shape == leading:
-            return mask
-        if leading == (mask.numel(),):  # tokens of all sequences in one row
-            return mask.reshape(-1)
-        site.notes["the mask does not fit its samples: padding, if any, is counted"] = None
-        return None
+
+def _recomputed() -> bool:
+    # Checkpointed modules are called once more while gradients are computed.
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _neurons_of(site: Site, samples: torch.Tensor) -> int:
+    shape = samples.shape
+    if not -len(shape) <= site.axis < len(shape) or shape[site.axis] == 0:
+        raise ValueError(f"it gives shape {tuple(shape)}, expected neurons on axis {site.axis}")
+    return shape[site.axis]
+
+
+def _rows_of(mask: torch.Tensor, site: Site, samples: torch.Tensor) -> torch.Tensor | None:
+    leading = samples.shape[:-1]
+    if mask.shape == leading:
+        return mask
+    if leading == (mask.numel(),):  # tokens of all sequences in one row
+        return mask.reshape(-1)
+    site.notes["the mask does not fit its samples: padding, if any, is counted"] = None
+    return None
 
 
 class Sizes(Observation):
     """Looks at the sizes of layers alone."""
 
-    def _add(self, site: Site, samples: torch.Tensor, axis: int) -> None:
-        site.neurons = samples.shape[axis]
+    def _add(self, site: Site, samples: torch.Tensor) -> None:
+        site.neurons = _neurons_of(site, samples)
         site.fired = 0
 
 
@@ -212,22 +256,28 @@ class Options:
     device: str | None
     offload: bool
 
-    def mask_of(
-        self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
-    ) -> torch.Tensor | None:
+    def mask_of(self, call: _Call) -> torch.Tensor | None:
+        """Find the mask that a module is called with."""
         if self.mask is None:
             return None
         if callable(self.mask):
-            mask = self.mask(arguments, keywords)
-        else:
-            mask = keywords.get(self.mask)
-            for argument in arguments:
-                if mask is None and isinstance(argument, Mapping):
-                    mask = argument.get(self.mask)
+            mask = self.mask(call.arguments, call.keywords)
+            if not (mask is None or isinstance(mask, torch.Tensor)):
+                raise TypeError(f"mask: got {type(mask).__name__}, expected a tensor")
+            return None if mask is None else mask != 0
+        mask = call.named.get(self.mask)
+        for argument in call.arguments:
+            if mask is None and isinstance(argument, Mapping):
+                mask = argument.get(self.mask)
         if mask is None:
             return None
         if not isinstance(mask, torch.Tensor):
-            raise TypeError(f"mask: got {type(mask).__name__}, expected a tensor")
+            return torch.empty(0, dtype=torch.bool)  # fits nothing, which is noted
+        for name in ("input_ids", "inputs_embeds"):
+            tokens = call.named.get(name)
+            if isinstance(tokens, torch.Tensor) and tokens.ndim >= 2 and mask.ndim == 2:
+                # With a cache of keys and values, the mask covers what was read before, too.
+                mask = mask[:, -tokens.shape[1] :]
         return mask != 0
 
 
@@ -243,7 +293,7 @@ def observe(
     sample_every: int = 1,
     sample: str = "batch",
     max_samples: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     offload: bool = False,
 ) -> Iterator[Observation]:
     """Gather the moments of a model's layers while your own loop runs it.
@@ -251,9 +301,9 @@ def observe(
     Hooks add each call's samples to a :class:`Covariance` per layer and keep no activation. They
     are removed at the end of the ``with`` block; the moments remain. A module that is called
     several times, or is known by several names, has one accumulator. Models that `torch.compile`
-    has wrapped run uncompiled meanwhile, since compiled code calls no hooks. A layer that fails
-    (NaN, say) stops being observed, the model's run goes on, and `Observation.layers` tells which
-    and why.
+    has wrapped run uncompiled meanwhile, since compiled code calls no hooks. Masks and sampling
+    hold for one call at a time: run the model from one thread. A layer that fails (NaN, say) stops
+    being observed, the model's run goes on, and `Observation.layers` tells which and why.
 
     Parameters
     ----------
@@ -261,7 +311,8 @@ def observe(
         Yours, as it is: on any devices, under autocast, in training or not.
     layers : str, type, callable or a sequence of these
         Dotted names, globs (``"*mlp*"``), module types (``torch.nn.Linear``), or a function of name
-        and module that answers whether it is meant. A glob takes the layers with a matrix of
+        and module that answers whether it is meant. Names are those within what `torch.compile` and
+        data parallel wrappers hold. A glob takes the layers with a matrix of
         weights among what it matches (Linear, convolutions, embeddings, transformers' Conv1D);
         where there are none, every module.
     tap : {"pre", "post", "input"}
@@ -274,17 +325,19 @@ def observe(
         Where the neurons are. By default the channel axis of convolutions and of batch, group and
         instance norms, else the last. Every other axis counts samples.
     mask : str or callable or None
-        Which rows count: the model's keyword argument of that name, shape (batch, length), not 0
-        for rows that count; or a function of the positional and the keyword arguments. A layer
-        whose samples it does not fit gets a note.
+        Which rows count: the model's argument of that name, shape (batch, length), not 0 for rows
+        that count; or a function of the positional and the keyword arguments. Modules inside that
+        take such a mask beside ``input_ids``, as the encoder and the decoder of transformers do,
+        have their own. A layer whose samples it does not fit gets a note.
     sample_every : int
         Take each k-th call of the model, or each k-th row.
     sample : {"batch", "token"}
         What `sample_every` counts.
     max_samples : int, optional
         A layer stops after the call in which it reaches as many.
-    device : None, "cpu", "cuda" or "cuda:<number>"
-        Where accumulators live; None: where each layer's activations lie.
+    device : None, str or torch.device
+        Where accumulators live: ``"cpu"``, ``"cuda"`` or ``"cuda:<number>"``; None: where each
+        layer's activations lie.
     offload : bool
         On a CUDA device: keep the scatters in the host's memory.
 
@@ -310,6 +363,10 @@ def observe(
     (60, 6)
     """
     options = checked(sample_every, sample, max_samples, mask, device, offload)
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise TypeError(
+            "model: got a DataParallel over several devices, which runs copies; expected its module"
+        )
     found = sites(model, layers, tap=tap, select=select, axis=axis)
     observation = Observation(found, options)
     with hooks(model, observation, found), uncompiled():
@@ -321,31 +378,60 @@ def checked(
     sample: str,
     max_samples: int | None,
     mask: Mask,
-    device: str | None,
+    device: str | torch.device | None,
     offload: bool,
 ) -> Options:
-    if integer("sample_every", sample_every) < 1:
+    sample_every = integer("sample_every", sample_every)
+    if sample_every < 1:
         raise ValueError(f"sample_every: got {sample_every}, expected at least 1")
     if sample not in ("batch", "token"):
         raise ValueError(f'sample: got {sample!r}, expected "batch" or "token"')
-    if max_samples is not None and integer("max_samples", max_samples) < 1:
+    max_samples = None if max_samples is None else integer("max_samples", max_samples)
+    if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples: got {max_samples}, expected at least 1")
     if not (mask is None or isinstance(mask, str) or callable(mask)):
         raise TypeError(f"mask: got {type(mask).__name__}, expected a name, a function or None")
+    device = str(device) if isinstance(device, torch.device) else device
     Covariance(1, device, offload)  # says what is wrong with them
     return Options(sample_every, sample == "token", max_samples, mask, device, offload)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Give the module that `torch.compile` has wrapped, or the model itself."""
+    """Give the module inside of what `torch.compile` and data parallel training wrap around it."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
+    inner = _inner(model)
+    if isinstance(inner, torch.jit.ScriptModule):
         raise TypeError(
             "model: got a ScriptModule, which calls no hooks; expected the module it was made from"
         )
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    return inner
+
+
+def parameters_of(module: nn.Module) -> list[str]:
+    """Names of what its `forward` takes."""
+    return list(inspect.signature(module.forward).parameters)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # some modules do more than note it
+        for module, mode in modes:
+            module.training = mode
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    while True:
+        is_parallel = isinstance(module, (nn.DataParallel, DistributedDataParallel))
+        inner = getattr(module, "module" if is_parallel else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
 
 
 def sites(
@@ -373,8 +459,15 @@ def sites(
 
 
 def _chosen(model: nn.Module, layers: Choice | Sequence[Choice]) -> list[tuple[str, nn.Module]]:
-    names = dict(model.named_modules(remove_duplicate=False))
+    # A wrapper goes by its own name and stands for what is inside; scripted modules call no hooks.
+    names = {
+        name: _inner(module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, torch.jit.ScriptModule)
+    }
     choices = layers if isinstance(layers, (list, tuple)) else [layers]
+    if not choices:
+        raise ValueError(f"layers: got none; {_there_are(names)}")
     taken: set[int] = set()
     for choice in choices:
         matched = _matched(names, choice)
@@ -394,10 +487,10 @@ def _matched(names: Mapping[str, nn.Module], choice: Any) -> list[nn.Module]:
         if choice in names:
             return [names[choice]]
         matched = [m for name, m in names.items() if fnmatch.fnmatchcase(name, choice)]
-        return [m for m in matched if _matrix(m) is not None] or matched
+        return [m for m in matched if _has_matrix(m)] or matched
     if isinstance(choice, type):
         return [module for module in names.values() if isinstance(module, choice)]
-    if callable(choice):
+    if callable(choice) and not isinstance(choice, nn.Module):
         return [module for name, module in names.items() if choice(name, module)]
     raise TypeError(
         f"layers: got {type(choice).__name__}, expected a name, a glob, a module type, a function "
@@ -410,7 +503,7 @@ def _described(choice: Any) -> str:
 
 
 def _there_are(names: Mapping[str, nn.Module]) -> str:
-    layers = [name for name, module in names.items() if _matrix(module) is not None]
+    layers = [name for name, module in names.items() if _has_matrix(module)]
     some = ", ".join(layers[:8]) + (f", ... ({len(layers)} in all)" if len(layers) > 8 else "")
     return f"layers with weights: {some or 'none'}"
 
@@ -423,61 +516,89 @@ def hooks(model: nn.Module, observation: Observation, observed: Sequence[Site]) 
             stack.callback(handle.remove)
 
         root = unwrapped(model)
-        until_the_end(
-            root.register_forward_pre_hook(
-                lambda _, args, kwargs: observation.begin(args, kwargs), with_kwargs=True
-            )
-        )
+        modules = [m for m in root.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        for module in modules:
+            names = parameters_of(module)
+            if module is root:
+                until_the_end(_before(root, observation.begin, names))
+            elif observation.options.mask in names and "input_ids" in names:
+                until_the_end(_before(module, observation.enter, names))
+                until_the_end(
+                    module.register_forward_hook(lambda *_: observation.leave(), always_call=True)
+                )
+        chase = _Chase(observation)
         for site in observed:
-            until_the_end(_attached(observation, site))
+            until_the_end(_attached(observation, site, chase))
         if any(site.tap == "post" for site in observed):
-            chase = _Chase(observation, observed)
-            for module in root.modules():
-                if isinstance(module, _KEEP_NEURONS) or _is_activation(module):
-                    until_the_end(module.register_forward_hook(chase.passed))
+            for module in modules:
+                if _is_activation(module):
+                    until_the_end(module.register_forward_hook(chase.activated))
+                elif isinstance(module, _KEEP_NEURONS):
+                    until_the_end(module.register_forward_hook(chase.kept))
         yield
 
 
-def _attached(observation: Observation, site: Site) -> Any:
+def _before(module: nn.Module, then: Callable[[_Call], None], names: Sequence[str]) -> Any:
+    return module.register_forward_pre_hook(
+        lambda _, args, kwargs: then(_Call(args, kwargs, names)), with_kwargs=True
+    )
+
+
+def _attached(observation: Observation, site: Site, chase: _Chase) -> Any:
     if site.tap == "input":
+        name = next(iter(parameters_of(site.module)), "")
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first = args[0] if args else next(iter(kwargs.values()), None)
-            observation.take(site, first, site.axis)
+            first = args[0] if args else kwargs.get(name, next(iter(kwargs.values()), None))
+            observation.take(site, first)
 
         return site.module.register_forward_pre_hook(before, with_kwargs=True)
     if site.tap == "post":
         return site.module.register_forward_hook(
-            lambda module, _, output: _Chase.start(site, module, output)
+            lambda module, _, output: chase.start(site, output)
         )
     return site.module.register_forward_hook(
-        lambda module, _, output: observation.take(site, output, site.axis)
+        lambda module, _, output: observation.take(site, output)
     )
 
 
 class _Chase:
     """Follows the outputs of layers to their activations, by the identity of tensors."""
 
-    def __init__(self, observation: Observation, observed: Sequence[Site]) -> None:
+    def __init__(self, observation: Observation) -> None:
         self._observation = observation
-        self._sites = [site for site in observed if site.tap == "post"]
+        # By id; the references keep nothing alive, and what dies takes its entry along.
+        self._trails: dict[int, tuple[weakref.ref[torch.Tensor], list[Site]]] = {}
 
-    @staticmethod
-    def start(site: Site, module: nn.Module, output: Any) -> None:
-        """Remember what a layer gave; nothing is kept alive by that."""
-        with contextlib.suppress(TypeError):
-            site.trail = weakref.ref(_tensor(site, output))
+    def start(self, site: Site, output: Any) -> None:
+        """Remember what a layer gave."""
+        site.called = True
+        with contextlib.suppress(Exception):
+            self._follow(_tensor(site, output), [site])
 
-    def passed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Behind a norm, a dropout or an activation."""
-        for site in self._sites:
-            if site.trail is None or not args or site.trail() is not args[0]:
-                continue
-            if _is_activation(module):
-                site.trail = None
-                self._observation.take(site, output, site.axis)
-            else:
-                site.trail = weakref.ref(output)
+    def activated(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Behind an activation."""
+        for site in self._left(args):
+            self._observation.take(site, output)
+
+    def kept(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Behind a norm or a dropout."""
+        if arrived := self._left(args):
+            self._follow(output, arrived)
+
+    def _follow(self, tensor: torch.Tensor, sites: list[Site]) -> None:
+        key = id(tensor)
+
+        def forget(dead: weakref.ref[torch.Tensor]) -> None:
+            if self._trails.get(key, (None,))[0] is dead:
+                del self._trails[key]
+
+        if key not in self._trails:
+            self._trails[key] = weakref.ref(tensor, forget), []
+        self._trails[key][1].extend(sites)
+
+    def _left(self, args: tuple[Any, ...]) -> list[Site]:
+        return self._trails.pop(id(args[0]), (None, []))[1] if args else []
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -492,14 +613,28 @@ def uncompiled() -> Iterator[None]:
 
 def _tensor(site: Site, output: Any) -> torch.Tensor:
     found = output if site.select is None else site.select(output)
-    while not isinstance(found, torch.Tensor):
-        if site.select is not None:
-            raise TypeError(f"select: gave {type(found).__name__}, expected a tensor")
-        values = found.values() if isinstance(found, Mapping) else found
-        if not isinstance(values, (tuple, list)) and not isinstance(found, Mapping):
-            raise TypeError(f"it gives {type(found).__name__}, expected a tensor; use select")
-        found = next((v for v in values if v is not None), None)
-    return found
+    if isinstance(found, torch.Tensor):
+        return found
+    if site.select is not None:
+        raise TypeError(f"select: gave {type(found).__name__}, expected a tensor")
+    first = _first(found)
+    if first is None:
+        raise TypeError(f"it gives {type(found).__name__}, expected a tensor; use select")
+    return first
+
+
+def _first(found: Any) -> torch.Tensor | None:
+    """Find the first tensor in tuples, lists, mappings and dataclasses."""
+    if found is None or isinstance(found, torch.Tensor):
+        return found
+    values: Iterable[Any] = ()
+    if isinstance(found, Mapping):
+        values = found.values()
+    elif isinstance(found, (tuple, list)):
+        values = found
+    elif is_dataclass(found):
+        values = (getattr(found, each.name) for each in fields(found))
+    return next((first for value in values if (first := _first(value)) is not None), None)
 
 
 def _neuron_axis(module: nn.Module) -> int:
@@ -509,39 +644,50 @@ def _neuron_axis(module: nn.Module) -> int:
     return 1 if isinstance(module, norms) else -1
 
 
-def _matrix(module: nn.Module) -> torch.Tensor | None:
-    """Weights as a matrix or more, or None for modules without."""
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether it is a layer with weights; norms over several axes have scales of such a shape."""
+    if isinstance(module, _MATRICES):
+        return True
     weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, torch.Tensor) and weight.ndim >= 2 else None
+    if isinstance(module, _KEEP_NEURONS) or not isinstance(weight, torch.Tensor):
+        return callable(weight)  # quantised modules of torch unpack theirs by a call
+    return weight.ndim >= 2
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether weights are stored (in, out, ...)."""
-    is_conv1d = type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # of transformers
-    return is_conv1d or (isinstance(module, _CONVOLUTIONS) and module.transposed)
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _weight(module: nn.Module, tap: str) -> tuple[torch.Tensor | None, str]:
     """Weights as a matrix with the tapped neurons on one of its sides."""
-    weight = _matrix(module)
+    side = "input" if tap == "input" or isinstance(module, _EMBEDDINGS) else "output"
     # The function between a layer and its "post" tap stands between P and its weights.
-    if weight is None or tap == "post":
-        return None, "output"
+    if tap == "post" or not _has_matrix(module):
+        return None, side
+    computed = parametrize.is_parametrized(module, "weight")
+    # What computes it may change its own state in training, as spectral norms do.
+    with evaluating(module) if computed else contextlib.nullcontext():
+        weight: Any = module.weight
+    if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()) or is_lazy(weight):
+        return None, side  # packed by quantisation, or not there yet
     weight = weight.detach()
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return (weight, "input") if tap == "pre" else (None, "input")
+    if isinstance(module, _EMBEDDINGS):
+        return (weight if tap == "pre" else None), side
     if getattr(module, "groups", 1) != 1 and tap == "input":
-        return None, "input"
-    if _is_transposed(module):
-        weight = weight.transpose(0, 1)
+        return None, side
+    if _is_transformers_conv1d(module) or getattr(module, "transposed", False):
+        weight = weight.transpose(0, 1)  # stored (in, out, ...)
     if tap == "pre":
-        return weight.flatten(1), "output"
-    return weight.movedim(1, -1).flatten(0, -2), "input"
+        return weight.flatten(1), side
+    return weight.movedim(1, -1).flatten(0, -2), side
 
 
 def _neurons(module: nn.Module, tap: str) -> int:
     """Tell the number of neurons where the module does, else 0."""
-    weight, side = _weight(module, "input" if tap == "input" else "pre")
-    if weight is None:
+    if not (isinstance(module, _MATRICES) or _is_transformers_conv1d(module)):
         return 0
-    return int(weight.shape[0 if side == "output" else 1])
+    if tap == "input":
+        names = ["in_features", "in_channels", "nx"]
+    else:
+        names = ["out_features", "out_channels", "nf", "embedding_dim"]
+    return next((getattr(module, name) for name in names if hasattr(module, name)), 0)
