@@ -9,7 +9,6 @@ import math
 import os
 import secrets
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,28 @@ _LARGEST_CHUNK = 1 << 27
 
 class FileError(ValueError):
     """A file that cannot be used; the message names the file, what came and what was expected."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Let whatever the formats' libraries raise at a file be a FileError that names it."""
+    try:
+        yield
+    except (FileError, MemoryError):
+        raise
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # broken bytes get them to raise anything
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileError(f"{path}: no readable {_format(path)}: {text}") from error
+
+
+def _format(path: Path) -> str:
+    if path.is_dir():
+        return "Zarr folder"
+    if path.suffix in (".npy", ".npz"):
+        return "NumPy file"
+    return "state dict" if path.suffix in (".pt", ".pth") else "safetensors file"
 
 
 class Rows(Protocol):
@@ -60,6 +81,8 @@ class StoredArray:
         Whether nothing less than the whole array can be read.
     open : callable
         Gives the rows from one on.
+    beside : callable
+        Bytes, at most, that reading so many bytes of rows takes beside them.
     """
 
     path: Path
@@ -69,6 +92,7 @@ class StoredArray:
     open: Callable[[int], Rows]
     step: int = 1
     whole: bool = False
+    beside: Callable[[int], int] = lambda _: 0
 
     @property
     def n(self) -> int:
@@ -94,7 +118,7 @@ class StoredArray:
             import ml_dtypes
         except ModuleNotFoundError:
             raise FileError(
-                f"{self.path.name}: {self.name} is bfloat16, which needs: pip install ml_dtypes"
+                f"{self.path}: {self.name} is bfloat16, which needs: pip install ml_dtypes"
             ) from None
         element: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return element
@@ -102,7 +126,7 @@ class StoredArray:
     def read(self) -> NDArray[Any]:
         """Read the whole array, in its shape and type."""
         out = np.empty((self.rows, self.n), dtype=self.element)
-        with contextlib.closing(self.open(0)) as rows:
+        with reading(self.path), contextlib.closing(self.open(0)) as rows:
             rows.read_into(out)
         return out.reshape(self.shape)
 
@@ -145,37 +169,41 @@ def open_arrays(path: Path) -> ArrayFile:
     executed.
     """
     if path.is_dir() and not is_zarr(path):
-        raise FileError(f"{path.name}: is a folder, expected a file")
+        raise FileError(f"{path}: is a folder, expected a file")
     if not path.exists():
-        raise FileError(f"{path.name}: no such file")
-    try:
+        raise FileError(f"{path}: no such file")
+    with reading(path):
         if path.is_dir():
             return _zarr_arrays(path)
-        if path.suffix in (".npy", ".npz"):
-            return _numpy_arrays(path)
-        return _safetensors_arrays(path)
-    except OSError as error:
-        raise FileError(f"{path.name}: cannot be read: {error.strerror or error}") from error
-
-
-def _numpy_arrays(path: Path) -> ArrayFile:
-    try:
         if path.suffix == ".npy":
-            with open(path, "rb") as file:
-                return ArrayFile(path.name, {"array": _numpy_array(path, "array", file)}, {})
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            arrays = {}
-            for member in archive.infolist():
-                name = member.filename.removesuffix(".npy")
-                if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
-                    file.seek(_content_of(member, file))
-                    arrays[name] = _numpy_array(path, name, file)
-                else:
-                    with archive.open(member) as packed:
-                        arrays[name] = _numpy_array(path, name, packed, member.filename)
-            return ArrayFile(path.name, arrays, {})
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise FileError(f"{path.name}: no readable NumPy file: {error}") from error
+            return _npy_array(path)
+        if path.suffix == ".npz":
+            return _npz_arrays(path)
+        return _safetensors_arrays(path)
+
+
+def _npy_array(path: Path) -> ArrayFile:
+    with open(path, "rb") as file:
+        array = _numpy_array(path, "array", file, path.stat().st_size)
+    return ArrayFile(path.name, {"array": array}, {})
+
+
+def _npz_arrays(path: Path) -> ArrayFile:
+    arrays = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+                begin = _content_of(member, file)
+                file.seek(begin)
+                end = min(begin + member.file_size, path.stat().st_size)
+                arrays[name] = _numpy_array(path, name, file, end)
+            else:
+                with archive.open(member) as packed:
+                    arrays[name] = _numpy_array(
+                        path, name, packed, member.file_size, member.filename
+                    )
+    return ArrayFile(path.name, arrays, {})
 
 
 def _content_of(member: zipfile.ZipInfo, file: IO[bytes]) -> int:
@@ -188,8 +216,13 @@ def _content_of(member: zipfile.ZipInfo, file: IO[bytes]) -> int:
     return member.header_offset + 30 + lengths
 
 
-def _numpy_array(path: Path, name: str, file: IO[bytes], packed: str | None = None) -> StoredArray:
-    """Describe the array whose header `file` is at; `packed`: its member, where compressed."""
+def _numpy_array(
+    path: Path, name: str, file: IO[bytes], end: int, packed: str | None = None
+) -> StoredArray:
+    """Describe the array whose header `file` is at, and which ends before `end`.
+
+    `packed`: its member, where compressed.
+    """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -200,6 +233,14 @@ def _numpy_array(path: Path, name: str, file: IO[bytes], packed: str | None = No
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, expected numbers")
     begin = file.tell()
+    # (NumPy's own reader takes negative lengths and truth values here.)
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"{name} has shape {shape}")
+    if math.prod(shape) * dtype.itemsize > end - begin:
+        raise ValueError(
+            f"{name} {shape} {dtype} is cut short: got {end - begin} bytes, expected "
+            f"{math.prod(shape) * dtype.itemsize}"
+        )
     row_bytes = (shape[-1] if shape else 1) * dtype.itemsize
 
     def rows(start: int) -> Rows:
@@ -223,6 +264,8 @@ def _numpy_array(path: Path, name: str, file: IO[bytes], packed: str | None = No
         open=rows,
         step=max(1, math.prod(shape[1:-1])) if fortran else 1,
         whole=packed is not None and fortran,
+        # Pages come in sixteens, for every column its own.
+        beside=lambda _: math.prod(shape[1:]) << 16 if fortran else 0,
     )
 
 
@@ -232,11 +275,8 @@ def _whole_member(path: Path, member: str) -> NDArray[Any]:
 
 
 def _safetensors_arrays(path: Path) -> ArrayFile:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-    except safetensors.SafetensorError as error:
-        raise FileError(f"{path.name}: no readable safetensors file: {error}") from error
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = dict(file.metadata() or {})
     # The header was checked by the library, which does not say where a tensor begins.
     with open(path, "rb") as raw:
         length = int.from_bytes(raw.read(8), "little")
@@ -260,23 +300,30 @@ def _zarr_arrays(path: Path) -> ArrayFile:
     try:
         import zarr
     except ModuleNotFoundError:
-        raise FileError(f"{path.name}: Zarr needs: pip install zarr") from None
-    try:
-        root: Any = zarr.open(path, mode="r")
-        alone = hasattr(root, "chunks")
-        found = {"array": root} if alone else dict(_members(root))
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{path.name}: no readable Zarr folder: {error}") from error
+        raise FileError(f"{path}: Zarr needs: pip install zarr") from None
+    root: Any = zarr.open(path, mode="r")
+    alone = hasattr(root, "chunks")
+    found = {"array": root} if alone else dict(_members(root))
     arrays = {}
     for name, array in found.items():
+        codecs = (
+            *(getattr(array.metadata, "filters", None) or ()),
+            getattr(array.metadata, "compressor", None),
+        )
+        if any(getattr(codec, "codec_id", None) == "pickle" for codec in codecs):
+            raise ValueError(f"{name} is pickled, which could execute anything")
         shape = tuple(array.shape)
         together = math.prod(shape[1:-1])
         chunk = array.chunks[0] if shape else 1
-        if chunk * math.prod(shape[1:]) * array.dtype.itemsize > _LARGEST_CHUNK:
+        chunk_bytes = chunk * math.prod(shape[1:]) * array.dtype.itemsize
+        if chunk_bytes > _LARGEST_CHUNK:
             chunk = 1
 
         def rows(start: int, array: Any = array, shape: tuple[int, ...] = shape) -> Rows:
             return _Sliced(lambda: array, shape, start)
+
+        def beside(read: int, chunk_bytes: int = chunk_bytes) -> int:
+            return 3 * max(read, chunk_bytes)  # packed, unpacked and joined
 
         arrays[name] = StoredArray(
             path=path if alone else path / name,
@@ -285,6 +332,7 @@ def _zarr_arrays(path: Path) -> ArrayFile:
             dtype=array.dtype.name,
             open=rows,
             step=max(1, chunk * together),
+            beside=beside,
         )
     return ArrayFile(path.name, arrays, {})
 
@@ -325,10 +373,7 @@ class _Packed:
         self._file.seek(position)
 
     def read_into(self, out: NDArray[Any]) -> None:
-        try:
-            _fill(self._path, self._file, out)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise FileError(f"{self._path.name}: {error}") from error
+        _fill(self._path, self._file, out)
 
     def close(self) -> None:
         self._file.close()
@@ -364,7 +409,7 @@ def _fill(path: Path, file: IO[bytes], out: NDArray[Any]) -> None:
         # (The interface of raw and buffered files has it, that of IO does not.)
         got = file.readinto(left)  # type: ignore[attr-defined]
         if not got:
-            raise FileError(f"{path.name}: ends before its array does")
+            raise FileError(f"{path}: ends before its array does")
         left = left[got:]
 
 
@@ -378,9 +423,11 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):  # of a full disk it names none, or the temporary one
+            error.filename, error.filename2 = str(path), None
         raise
     # The new name, too, must outlive a crash; some file systems know no such order for folders.
     with contextlib.suppress(OSError):
@@ -389,3 +436,10 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Delete what `replace_file` had begun to write of files in a folder when it was killed."""
+    for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}.tmp"):
+        if left.is_file():
+            left.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -340,7 +341,7 @@ def _tensors(layer: Layer) -> dict[str, Any]:
 
 
 def left(cost: float, initial_cost: float) -> float:
-    """Divide the criterion at P by that at P = I; NaN where there was none."""
+    """Divide the criterion at P by that at P = I; NaN where that is not positive (a trace)."""
     return cost / initial_cost if initial_cost > 0 else float("nan")
 
 
@@ -381,4 +382,5 @@ def _table(found: Layers) -> Iterator[str]:
 
 
 def _left(found: Descrambler | SmoothOrder | None) -> str:
-    return "-" if found is None else f"{left(found.cost, found.initial_cost):.3g}"
+    ratio = float("nan") if found is None else left(found.cost, found.initial_cost)
+    return "-" if math.isnan(ratio) else f"{ratio:.3g}"

@@ -137,7 +137,9 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
     show_default=True,
     help="Folder for moments, result.safetensors and report.html.",
 )
-@click.option("--layers", default="*", metavar="GLOB", help="Names of the layers to take.")
+@click.option(
+    "--layers", default="*", metavar="GLOB", help="Only layers of such names, as '*mlp*'."
+)
 @click.option(
     "--criterion",
     type=click.Choice(["smoothness", "trace", "diagonal"]),
@@ -153,7 +155,7 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
     help="What is rough: second or first (fourier1) derivatives, or first differences on a circle "
     "or a path.",
 )
-@click.option("--center", is_flag=True, help="Take the mean off.")
+@click.option("--center", is_flag=True, help="Take the mean of the samples off.")
 @click.option("--k", type=click.IntRange(min=1), help="Leading components only.")
 @click.option("--order", is_flag=True, help="Search a smooth order of the neurons, too.")
 @click.option(
@@ -166,7 +168,9 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
 @click.option(
     "--device", callback=_checked_device, help="cpu, cuda or cuda:<number>. Default: cpu."
 )
-@click.option("--fresh", is_flag=True, help="Discard the moments of an earlier run.")
+@click.option(
+    "--fresh", is_flag=True, help="Start over: discard the moments that OUTPUT holds already."
+)
 def run(
     activations: tuple[Path, ...],
     weights_file: Path | None,
@@ -185,6 +189,10 @@ def run(
 ) -> None:
     """Descramble layers from activations, moments or weights on disk.
 
+    \b
+    descramble-fast run activations/ --weights model.safetensors
+    descramble-fast run --weights model.safetensors --layers '*mlp*'
+
     ACTIVATIONS are .npy, .npz and .safetensors files, Zarr folders, or folders of these, of any
     size: arrays (..., n), neurons last. An array is a layer, called as in its file, or as the file
     if it has no name there. Arrays of one name in several files are shards of one layer; an ending
@@ -193,7 +201,7 @@ def run(
 
     The same command goes on where an earlier one was stopped or killed. Moments of files read to
     their end are kept, so that other criteria take no more reading.
-    """
+    """  # noqa: D301 — click reads the backspace
     if not activations and weights_file is None:
         raise click.UsageError("got neither ACTIVATIONS nor --weights")
     if threads is not None:
@@ -355,10 +363,15 @@ def _one_line() -> Iterator[None]:
 def merge(out: Path, shards: tuple[Path, ...]) -> None:
     """Add up moments of shards: files of one layer, or folders layer by layer.
 
+    \b
+    descramble-fast run activations/rank0 --output rank0    # and so on
+    descramble-fast merge all rank0 rank1 rank2
+    descramble-fast run all
+
     IN are files of moments that make the file OUT, or folders of them, or of runs, that make the
     folder OUT. Shards whose run is unfinished are refused, and so are samples that would be counted
-    twice. `run OUT` descrambles what was merged.
-    """
+    twice.
+    """  # noqa: D301 — click reads the backspace
     with _one_line():
         counts = runs.merge(out, shards)
     for layer, count in counts.items():

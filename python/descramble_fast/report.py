@@ -680,8 +680,7 @@ def _dotted(name: str) -> str:
 
 
 def _ratio(found: Descrambler | SmoothOrder) -> float:
-    # (A trace may be negative, and is then nothing to compare with.)
-    return left(found.cost, found.initial_cost) if found.initial_cost > 0 else math.nan
+    return left(found.cost, found.initial_cost)
 
 
 def _left(found: Descrambler | SmoothOrder | None) -> str:

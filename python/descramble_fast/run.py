@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from descramble_fast import _core
@@ -39,6 +38,8 @@ from descramble_fast._files import (
     StoredArray,
     is_zarr,
     open_arrays,
+    reading,
+    remove_parts,
     replace_file,
 )
 from descramble_fast._layers import Layer
@@ -58,7 +59,9 @@ _PANELS = 1 << 26  # the kernels' own
 _SEGMENT_BYTES = 1 << 29
 _SECONDS = 20.0  # between saves, at least
 _SHARE = 20  # and at least so many times what a save takes
-_UNFINISHED = "unfinished"
+_UNFINISHED = ".unfinished"
+_LONGEST_NAME = 255 - len(f"..{secrets.token_hex(8)}.tmp")  # of a file that is replaced
+_REMEDY = "give it, too, or another --output, or start over with --fresh"
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
 
 
@@ -91,7 +94,7 @@ class Source:
     @property
     def text(self) -> str:
         """File and array, as messages name them."""
-        return f"{Path(self.path).name}: {self.name}"
+        return f"{self.path}: {self.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +170,11 @@ def find(paths: Iterable[Path], layers: str = "*") -> Inputs:
     """
     shards: dict[str, list[StoredArray]] = {}
     moments: dict[str, Path] = {}
-    skipped, seen = [], []
+    skipped, seen, taken = [], [], set()
     for path in _files(paths):
         file = open_arrays(path)
         if file.metadata.get("format") == RESULT:
-            raise FileError(f"{path.name}: holds a run's results, expected samples or moments")
+            raise FileError(f"{path}: holds a run's results, expected samples or moments")
         if file.metadata.get("format") == MOMENTS:
             name = layer_of(path)
             seen.append(name)
@@ -186,7 +189,8 @@ def find(paths: Iterable[Path], layers: str = "*") -> Inputs:
         nameless = len(file.arrays) == 1 and set(file.arrays) <= {"array", "arr_0"}
         for name, array in file.arrays.items():
             name = _SHARD.sub("", path.stem) if nameless else name
-            if len(array.shape) < 2 or array.n == 0 or array.dtype not in FLOATING:
+            neurons = 0 < array.n <= 1 << 30  # the core's limit
+            if len(array.shape) < 2 or not neurons or array.dtype not in FLOATING:
                 skipped.append(f"{path.name}: {array.name} {array.shape} {array.dtype}")
                 continue
             seen.append(name)
@@ -194,9 +198,13 @@ def find(paths: Iterable[Path], layers: str = "*") -> Inputs:
                 continue
             if array.whole:
                 raise FileError(
-                    f"{path.name}: {array.name} is compressed and in Fortran order, so that no "
+                    f"{path}: {array.name} is compressed and in Fortran order, so that no "
                     "rows can be read from it; save numpy.ascontiguousarray of it"
                 )
+            status = array.path.stat()
+            if (place := (name, status.st_dev, status.st_ino)) in taken:
+                raise FileError(f"{array.path}: is given twice")
+            taken.add(place)
             others = shards.setdefault(name, [])
             if others and others[0].n != array.n:
                 raise FileError(
@@ -210,22 +218,19 @@ def find(paths: Iterable[Path], layers: str = "*") -> Inputs:
     if not shards and not moments:
         held = f"layers {', '.join(seen)}" if seen else "; ".join(skipped) or "nothing"
         raise FileError(
-            f"no layer found: got {held}, expected floating-point arrays (..., n)"
-            + (f" called {layers}" if seen else "")
+            f"no layer found: got {held}, expected floating-point arrays (..., n) "
+            "in native byte order" + (f" called {layers}" if seen else "")
         )
     found = {name: Samples(name, tuple(arrays)) for name, arrays in shards.items()}
     return Inputs(found, moments, tuple(dict.fromkeys(seen)), tuple(skipped))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    seen = set()
     for path in paths:
-        inside = _inside(path) if path.is_dir() and not is_zarr(path) else [path]
-        for file in inside:
-            if file.resolve() in seen:
-                raise FileError(f"{file}: is given twice")
-            seen.add(file.resolve())
-            yield file
+        if path.is_dir() and not is_zarr(path):
+            yield from _inside(path)
+        else:
+            yield path
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -266,8 +271,14 @@ def _set_pending(folder: Path, layers: Iterable[str]) -> None:
 
 
 def moments_path(folder: Path, layer: str) -> Path:
-    """Where in a folder a layer's moments are; any name of a layer makes a name of a file."""
-    return folder / f"{urllib.parse.quote(layer, safe=' ')}.safetensors"
+    """Where in a folder a layer's moments are; FileError for names that make no file's."""
+    name = f"{urllib.parse.quote(layer, safe=' ')}.safetensors"
+    if not layer or len(name) > _LONGEST_NAME:
+        raise FileError(
+            f"layer {layer!r}: its moments' file would be called {name}, expected a name of the "
+            f"layer and at most {_LONGEST_NAME} characters"
+        )
+    return folder / name
 
 
 def layer_of(path: Path) -> str:
@@ -280,19 +291,11 @@ def read_sources(path: Path) -> tuple[Source, ...]:
 
     Raises FileError where it holds no moments.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise FileError(f"{path}: no readable safetensors file: {error}") from error
+    metadata = open_arrays(path).metadata
     if metadata.get("format") != MOMENTS:
         raise FileError(f"{path}: holds no moments of descramble_fast")
-    try:
+    with reading(path):
         return tuple(Source(**source) for source in json.loads(metadata.get("sources", "[]")))
-    except (ValueError, TypeError) as error:
-        raise FileError(f"{path}: its sources cannot be read: {error}") from error
 
 
 def load(path: Path, device: str | None = None) -> Covariance:
@@ -321,16 +324,20 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileError(f"{folder}: another run is writing there") from None
-        # What a killed run had begun to write.
-        for left in (*folder.glob(".*.tmp"), *folder.glob("moments/.*.tmp")):
-            left.unlink()
+        for name in ("result.safetensors", "report.html"):
+            remove_parts(folder, name)
+        remove_parts(folder / "moments")
         yield
 
 
 def discard(folder: Path) -> None:
     """Delete the moments in a folder, and nothing else there."""
-    for path in folder.glob("*.safetensors"):
+    paths = list(folder.glob("*.safetensors"))
+    for path in paths:
         read_sources(path)
+    if paths:  # lest what is left, of a run that is killed here, be taken for the whole
+        _set_pending(folder, {*_pending(folder), *map(layer_of, paths)})
+    for path in paths:
         path.unlink()
     _set_pending(folder, ())
 
@@ -368,10 +375,14 @@ class Run:
         self._batch_size = batch_size
         self._device = device
         self.sources = {layer.name: layer.sources for layer in self.samples}
+        for layer in self.samples:
+            moments_path(folder, layer.name)  # before anything is read
         for path in sorted(folder.glob("*.safetensors")):
             name, saved = layer_of(path), read_sources(path)
             if name not in inputs.names:
-                raise FileError(f"{folder}: holds moments of {name}, a layer that is not given now")
+                raise FileError(
+                    f"{path}: holds moments of {name}, a layer that is not given now; {_REMEDY}"
+                )
             if name in self.sources:
                 self.sources[name] = _resumed(path, saved, self.sources[name])
 
@@ -383,10 +394,12 @@ class Run:
     @property
     def memory(self) -> int:
         """Bytes that reading takes, at most: sums, what is written of them, buffers and panels."""
-        return max(
-            20 * layer.n**2 + _BUFFERS * _room(layer.arrays, self._batch_size) + _PANELS
-            for layer in self.samples
-        )
+        taken = []
+        for layer in self.samples:
+            batch = _room(layer.arrays, self._batch_size)
+            beside = max(array.beside(batch) for array in layer.arrays)
+            taken.append(20 * layer.n**2 + _BUFFERS * batch + beside + _PANELS)
+        return max(taken)
 
     def accumulate(
         self,
@@ -413,7 +426,12 @@ class Run:
         before, names = _pending(self.folder), [layer.name for layer in self.samples]
         _set_pending(self.folder, dict.fromkeys((*before, *names)))
         for layer in self.samples:
-            _Accumulation(self, layer).run(progress, stopped)
+            try:
+                _Accumulation(self, layer).run(progress, stopped)
+            except MemoryError as error:
+                raise MemoryError(
+                    f"layer {layer.name}: no memory for the moments of {layer.n} neurons"
+                ) from error
         _set_pending(self.folder, (name for name in before if name not in names))
 
     def moments(self, layer: Samples) -> Covariance:
@@ -429,13 +447,15 @@ def _resumed(path: Path, saved: Sequence[Source], given: Sequence[Source]) -> tu
         old = read.pop((source.path, source.name), source)
         if old.fingerprint != source.fingerprint:
             raise FileError(
-                f"{source.text} has changed since {old.read} of its rows went into {path}"
+                f"{source.text} has changed since {old.read} of its rows went into {path}; "
+                "start over with --fresh"
             )
         found.append(replace(source, read=old.read))
     if read:
         missing = next(iter(read.values()))
         raise FileError(
-            f"{path}: has {missing.read} rows of {missing.path} in it, which is not given now"
+            f"{path}: has {missing.read} rows of {missing.path} in it, which is not given now; "
+            f"{_REMEDY}"
         )
     return tuple(found)
 
@@ -496,20 +516,15 @@ class _Accumulation:
             self._update(batch)
         except ValueError as error:
             bad = _bad_row(batch)
-            if bad is not None:
-                with contextlib.suppress(ValueError):
-                    self._update(batch[:bad])
-                    self._count(index, batch[:bad])
+            if bad:
+                self._add(index, batch[:bad])  # which may overflow before
             raise FileError(self._refusal(index, batch, bad, error)) from error
-        self._count(index, batch)
-
-    def _count(self, index: int, batch: Batch) -> None:
         self._read[index] += len(batch)
         self._segment_bytes += batch.nbytes
 
     def _refusal(self, index: int, batch: Batch, bad: int | None, error: ValueError) -> str:
         array, row = self._layer.arrays[index], self._read[index]
-        where = f"layer {self._layer.name}, {array.path.name}"
+        where = f"layer {self._layer.name}, {array.path}"
         if bad is None:
             return f"{where}: rows {row} to {row + len(batch) - 1}: {error}"
         column = int(np.argmin(np.isfinite(batch[bad])))
@@ -570,7 +585,7 @@ def _batches(
     def fill() -> None:
         try:
             for index, (array, size, begin) in enumerate(zip(arrays, sizes, read, strict=True)):
-                with contextlib.closing(array.open(begin)) as rows:
+                with reading(array.path), contextlib.closing(array.open(begin)) as rows:
                     while begin < array.rows:
                         # Whole steps from the array's start, wherever a run was stopped.
                         end = min(array.rows, begin + size - begin % array.step)
@@ -583,10 +598,6 @@ def _batches(
                         ready.put((index, batch, buffer))
                         begin = end
             ready.put(None)
-        except FileError as error:
-            ready.put(error)
-        except (OSError, RuntimeError, ValueError) as error:  # as the libraries of formats have it
-            ready.put(FileError(f"{array.path}: cannot be read: {error}"))
         except BaseException as error:  # for the thread that waits
             ready.put(error)
 
@@ -740,13 +751,13 @@ def open_weights(path: Path) -> Mapping[str, Weight]:
     if path.suffix not in (".pt", ".pth"):
         return open_arrays(path).arrays
     if not path.exists():
-        raise FileError(f"{path.name}: no such file")
+        raise FileError(f"{path}: no such file")
     try:
         from descramble_fast.torch import _files as torch_files
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise FileError(f"{path.name}: needs torch: pip install torch") from None
+        raise FileError(f"{path}: needs torch: pip install torch") from None
     return torch_files.open_state_dict(path)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from descramble_fast._files import FileError
+from descramble_fast._files import FileError, reading
 
 _DTYPES = {
     torch.float16: "float16",
@@ -49,24 +49,22 @@ def open_state_dict(path: Path) -> Mapping[str, StoredTensor]:
     Of a dictionary that holds no tensors itself, the one dictionary of tensors in it is taken.
     Raises FileError where the file holds anything else; nothing in it is executed.
     """
-    try:
+    with reading(path):
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # of the format before zip files, which cannot be mapped
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FileError(
-            f"{path.name}: holds more than tensors, or is no torch file; expected a state dict"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        text = str(error).partition("\n")[0]
-        raise FileError(f"{path.name}: no readable state dict: {text}") from error
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # of the format before zip files, which cannot be mapped
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise FileError(
+                f"{path}: holds more than tensors, or is no torch file; expected a state dict"
+            ) from error
     candidates = [loaded, *(loaded.values() if isinstance(loaded, Mapping) else ())]
     found = [_tensors(candidate) for candidate in candidates]
     if not found[0]:
         found = [tensors for tensors in found if tensors]
     if not found or (not found[0] and len(found) != 1):
-        raise FileError(f"{path.name}: holds {type(loaded).__name__}, expected a state dict")
+        raise FileError(f"{path}: holds {type(loaded).__name__}, expected a state dict")
     return found[0]
 
 
@@ -76,5 +74,5 @@ def _tensors(candidate: Any) -> dict[str, StoredTensor]:
     return {
         str(name): StoredTensor(value)
         for name, value in candidate.items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
     }
