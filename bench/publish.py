@@ -54,7 +54,8 @@ def main() -> None:
         report = read(path)
         made |= tables(report)
         plots.write(report, ROOT / "docs" / "images")
-    for page in (ROOT / "docs" / "permutations.md", ROOT / "docs" / "performance.md"):
+    for name in ("models", "performance", "permutations"):
+        page = ROOT / "docs" / f"{name}.md"
         text = page.read_text(encoding="utf-8")
         page.write_text(filled(text, made), encoding="utf-8")
 

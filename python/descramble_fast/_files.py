@@ -426,8 +426,9 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError):  # of a full disk it names none, or the temporary one
-            error.filename, error.filename2 = str(path), None
+        if isinstance(error, OSError) and error.errno is not None:
+            # Of a full disk it names no file, or the temporary one.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     # The new name, too, must outlive a crash; some file systems know no such order for folders.
     with contextlib.suppress(OSError):

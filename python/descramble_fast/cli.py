@@ -131,6 +131,13 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
     "(n, m) or (m, n). Without activations its matrices are the layers, with isotropic inputs.",
 )
 @click.option(
+    "--control",
+    "control_folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Moments of the same layers of an untrained model, to stand beside every figure: the "
+    "OUTPUT/moments of another run, or what `merge` wrote.",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default="descrambled",
@@ -174,6 +181,7 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
 def run(
     activations: tuple[Path, ...],
     weights_file: Path | None,
+    control_folder: Path | None,
     output: Path,
     layers: str,
     criterion: str,
@@ -204,6 +212,8 @@ def run(
     """  # noqa: D301 — click reads the backspace
     if not activations and weights_file is None:
         raise click.UsageError("got neither ACTIVATIONS nor --weights")
+    if control_folder is not None and criterion != "smoothness":
+        raise click.UsageError(f"--control holds no weights, which {criterion} reads")
     if threads is not None:
         df.set_num_threads(threads)
     with _one_line():
@@ -216,21 +226,26 @@ def run(
             else:
                 assert weights is not None
                 found = list(runs.weight_layers(weights, layers))
-            with _bar(len(found), "solving", "layer") as bar:
-                solved = _layers.solve(
-                    found,
-                    criterion=criterion,
-                    operator=OPERATORS[operator],
-                    center=center,
-                    k=k,
-                    order=order,
-                    order_seconds=order_seconds,
-                    progress=bar.update,
+            control = [] if control_folder is None else runs.control_layers(control_folder, found)
+            with _bar(len(found) + len(control), "solving", "layer") as bar:
+                solved, beside = (
+                    _layers.solve(
+                        part,
+                        criterion=criterion,
+                        operator=OPERATORS[operator],
+                        center=center,
+                        k=k,
+                        order=order,
+                        order_seconds=order_seconds,
+                        progress=bar.update,
+                    )
+                    for part in (found, control)
                 )
             configuration = {
                 "descramble_fast": df.__version__,
                 "activations": [path.name for path in activations],
                 "weights": None if weights_file is None else weights_file.name,
+                "control": None if control_folder is None else control_folder.name,
                 "layers": layers,
                 "criterion": criterion,
                 "operator": operator,
@@ -239,7 +254,7 @@ def run(
                 "order": order,
                 "order_seconds": order_seconds,
             }
-            result = _layers.Layers(layers=solved, configuration=configuration)
+            result = _layers.Layers(layers=solved, control=beside, configuration=configuration)
             result.save(output / "result.safetensors")
             result.report(output / "report.html")
     click.echo(result.table())

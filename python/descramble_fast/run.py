@@ -308,6 +308,33 @@ def load(path: Path, device: str | None = None) -> Covariance:
         raise FileError(str(error).removeprefix("path: ")) from error
 
 
+def control_layers(folder: Path, layers: Iterable[Layer]) -> list[Layer]:
+    """Read the moments that a folder holds of the same layers of another model.
+
+    Raises
+    ------
+    FileError
+        If it holds something else, none of the layers, or one of another width.
+    """
+    inputs = find([folder])
+    if inputs.samples:
+        raise FileError(f"{folder}: holds samples, expected moments: run over them first")
+    control = []
+    for layer in layers:
+        if layer.name not in inputs.moments:
+            continue
+        moments = load(inputs.moments[layer.name])
+        if moments.n_features != layer.neurons:
+            raise FileError(
+                f"{inputs.moments[layer.name]}: has {moments.n_features} neurons, expected "
+                f"{layer.neurons} as {layer.name} has"
+            )
+        control.append(replace(layer, covariance=moments, samples=moments.count, weight=None))
+    if not control:
+        raise FileError(f"{folder}: holds moments of none of the layers")
+    return control
+
+
 def _save(moments: Covariance, path: Path, sources: Iterable[Source]) -> None:
     moments._save(path, {"sources": json.dumps([asdict(source) for source in sources])})
 

@@ -341,6 +341,36 @@ def test_arrays_that_make_no_layer(
         assert word in error
 
 
+def test_a_control_stands_beside_the_layers(tmp_path: Path) -> None:
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "untrained").mkdir()
+    for seed, folder in enumerate(("trained", "untrained")):
+        for layer in ("a", "b")[: 2 - seed]:
+            np.save(tmp_path / folder / f"{layer}.npy", samples(seed=seed))
+    run_well(tmp_path / "untrained", "--output", tmp_path / "control")
+    command = (tmp_path / "trained", "--output", tmp_path / "out", "--control")
+    table = run_well(*command, tmp_path / "control" / "moments")
+    d = df.descramble(samples(seed=1))
+    assert "control left" in table
+    assert f"{d.cost / d.initial_cost:.3g}" in table
+    with safe_open(tmp_path / "out" / "result.safetensors", "numpy") as file:
+        control = json.loads(file.metadata()["control"])
+    assert list(control) == ["a"]
+    assert control["a"]["cost"] == pytest.approx(d.cost, rel=1e-9)
+    assert "expected moments" in refused("run", *command, tmp_path / "untrained")
+    np.save(tmp_path / "untrained" / "a.npy", samples(n=5))
+    run_well(tmp_path / "untrained", "--output", tmp_path / "narrow")
+    narrow = tmp_path / "narrow" / "moments"
+    assert "has 5 neurons, expected 12 as a has" in refused("run", *command, narrow)
+    np.save(tmp_path / "c.npy", samples())
+    run_well(tmp_path / "c.npy", "--output", tmp_path / "other")
+    other = tmp_path / "other" / "moments"
+    assert "holds moments of none of the layers" in refused("run", *command, other)
+    usage = invoke("run", *command, other, "--criterion", "trace")
+    assert usage.exit_code == 2
+    assert "--control holds no weights, which trace reads" in usage.stderr
+
+
 def test_output_beside_the_samples(tmp_path: Path) -> None:
     x = samples()
     np.save(tmp_path / "x.npy", x)
