@@ -109,6 +109,7 @@ class _Call:
 
     @property
     def named(self) -> dict[str, Any]:
+        """Arguments by the names of parameters."""
         return {**dict(zip(self.names, self.arguments, strict=False)), **self.keywords}
 
 
@@ -171,10 +172,12 @@ class Observation(Mapping[str, Covariance]):
         self._masks.append(self.options.mask_of(call) if given else self._masks[-1])
 
     def leave(self) -> None:
+        """Let the caller's mask hold again."""
         if len(self._masks) > 1:
             self._masks.pop()
 
     def take(self, site: Site, output: Any) -> None:
+        """Add what a hook was called with."""
         if not (self._active and site.open) or _recomputed():
             return
         site.called = True
@@ -249,6 +252,8 @@ class Sizes(Observation):
 
 @dataclass(frozen=True)
 class Options:
+    """What is asked of an observation."""
+
     sample_every: int
     tokens: bool
     max_samples: int | None
@@ -312,9 +317,9 @@ def observe(
     layers : str, type, callable or a sequence of these
         Dotted names, globs (``"*mlp*"``), module types (``torch.nn.Linear``), or a function of name
         and module that answers whether it is meant. Names are those within what `torch.compile` and
-        data parallel wrappers hold. A glob takes the layers with a matrix of
-        weights among what it matches (Linear, convolutions, embeddings, transformers' Conv1D);
-        where there are none, every module.
+        data parallel wrappers hold. A glob takes the layers with a matrix of weights among what it
+        matches (Linear, convolutions, embeddings, transformers' Conv1D); where there are none,
+        every module.
     tap : {"pre", "post", "input"}
         Samples are the module's output, the output of the activation module behind it (behind
         normalisation and dropout, too), or the module's first input.
@@ -381,6 +386,7 @@ def checked(
     device: str | torch.device | None,
     offload: bool,
 ) -> Options:
+    """Check what is asked, before a model runs."""
     sample_every = integer("sample_every", sample_every)
     if sample_every < 1:
         raise ValueError(f"sample_every: got {sample_every}, expected at least 1")
@@ -415,6 +421,7 @@ def parameters_of(module: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and every module back as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -510,6 +517,7 @@ def _there_are(names: Mapping[str, nn.Module]) -> str:
 
 @contextlib.contextmanager
 def hooks(model: nn.Module, observation: Observation, observed: Sequence[Site]) -> Iterator[None]:
+    """Attach all hooks, and remove them at the end."""
     with contextlib.ExitStack() as stack:
 
         def until_the_end(handle: Any) -> None:
@@ -607,6 +615,7 @@ def _is_activation(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
+    """Run what `torch.compile` has wrapped as it was."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
