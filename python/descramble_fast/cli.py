@@ -135,7 +135,7 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
     "control_folder",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Moments of the same layers of an untrained model, to stand beside every figure: the "
-    "OUTPUT/moments of another run, or what `merge` wrote.",
+    "OUTPUT of another run, or what `merge` wrote.",
 )
 @click.option(
     "--output",

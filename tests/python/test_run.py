@@ -349,7 +349,7 @@ def test_a_control_stands_beside_the_layers(tmp_path: Path) -> None:
             np.save(tmp_path / folder / f"{layer}.npy", samples(seed=seed))
     run_well(tmp_path / "untrained", "--output", tmp_path / "control")
     command = (tmp_path / "trained", "--output", tmp_path / "out", "--control")
-    table = run_well(*command, tmp_path / "control" / "moments")
+    table = run_well(*command, tmp_path / "control")
     d = df.descramble(samples(seed=1))
     assert "control left" in table
     assert f"{d.cost / d.initial_cost:.3g}" in table
