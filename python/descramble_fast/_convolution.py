@@ -75,44 +75,11 @@ class ConvolutionDescrambler(Descrambler):
         """
         return self._mapped(samples, back=True)
 
-    def transform_weight(self, W: Array, bias: Array | None = None) -> Array:
-        """Read weights on their output side: P W, and P b.
-
-        Parameters
-        ----------
-        W : array, (n, m)
-        bias : array, (n,), optional
-            One for each neuron.
-
-        Returns
-        -------
-        array, (n, m), or a pair of it and an array (n,)
-            The pair where a bias is given.
-        """
-        kind = Kind.of(W)
-        weight = kind.out(self._core.transform_weight(_on_cpu(W)))
-        if bias is None:
-            return weight
-        return weight, kind.out(self._core.transform_bias(_on_cpu(bias)))
-
-    def transform_next_weight(self, W_next: Array) -> Array:
-        """Read the next layer's weights on their input side: W_next Pᵀ.
-
-        Parameters
-        ----------
-        W_next : array, (m, n)
-
-        Returns
-        -------
-        array, (m, n)
-        """
-        return Kind.of(W_next).out(self._core.transform_next_weight(_on_cpu(W_next)))
-
     def _mapped(self, samples: Array, back: bool) -> Array:
         shape = tuple(getattr(samples, "shape", ()))
         places = math.prod(self.spatial_shape)
         grid = (self._core.size // places, *self.spatial_shape)
-        rows = _on_cpu(samples)
+        rows = self._operand(samples)
         folded = shape[-1:] != (self._core.size,) and shape[-len(grid) :] == grid
         if folded:
             rows = rows.reshape((*shape[: -len(grid)], self._core.size))
@@ -124,9 +91,8 @@ class ConvolutionDescrambler(Descrambler):
         method = self._core.inverse_transform if back else self._core.transform
         return Kind.of(samples).out(method(rows).reshape(shape))
 
-
-def _on_cpu(array: Array) -> Array:
-    return array if Kind.of(array)._cuda is None else on_host(array)
+    def _operand(self, array: Array) -> Array:
+        return array if Kind.of(array)._cuda is None else on_host(array)
 
 
 def descramble_conv(

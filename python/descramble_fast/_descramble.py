@@ -83,7 +83,7 @@ class Descrambler:
         array, (..., n)
             float64, in the library of `samples`.
         """
-        return Kind.of(samples).out(self._core.transform(samples))
+        return Kind.of(samples).out(self._core.transform(self._operand(samples)))
 
     def inverse_transform(self, samples: Array) -> Array:
         """Scramble again: z P, with the mean added if and only if centred.
@@ -96,7 +96,7 @@ class Descrambler:
         -------
         array, (..., n)
         """
-        return Kind.of(samples).out(self._core.inverse_transform(samples))
+        return Kind.of(samples).out(self._core.inverse_transform(self._operand(samples)))
 
     def transform_weight(self, W: Array, bias: Array | None = None) -> Any:
         """Read the layer's weights on their output side: P W, and P b.
@@ -112,8 +112,10 @@ class Descrambler:
             The pair where a bias is given.
         """
         kind = Kind.of(W)
-        weight = kind.out(self._core.transform_weight(W))
-        return weight if bias is None else (weight, kind.out(self._core.transform_bias(bias)))
+        weight = kind.out(self._core.transform_weight(self._operand(W)))
+        if bias is None:
+            return weight
+        return weight, kind.out(self._core.transform_bias(self._operand(bias)))
 
     def transform_next_weight(self, W_next: Array) -> Array:
         """Read the next layer's weights on their input side: W_next Pᵀ.
@@ -126,7 +128,11 @@ class Descrambler:
         -------
         array, (m, n)
         """
-        return Kind.of(W_next).out(self._core.transform_next_weight(W_next))
+        return Kind.of(W_next).out(self._core.transform_next_weight(self._operand(W_next)))
+
+    def _operand(self, array: Array) -> Array:
+        """Bring an array to where P lies; elsewhere it is refused."""
+        return array
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

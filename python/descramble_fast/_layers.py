@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -94,8 +94,34 @@ class Layer:
         return self.descrambler.transform_next_weight(self.weight)
 
 
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Item = TypeVar("_Item", bound=_Named)
+
+
+class ByName(Mapping[str, _Item]):
+    """A mapping from names to `layers`, in their order."""
+
+    layers: tuple[_Item, ...]
+
+    def __getitem__(self, name: str) -> _Item:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (layer.name for layer in self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Layers(Mapping[str, Layer]):
+class Layers(ByName[Layer]):
     """The layers of a model by name, beside the same layers of a control.
 
     Attributes
@@ -110,18 +136,6 @@ class Layers(Mapping[str, Layer]):
     layers: tuple[Layer, ...]
     control: tuple[Layer, ...] = ()
     configuration: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> Layer:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (layer.name for layer in self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
     def table(self) -> str:
         """Costs of every layer, in columns: what was there, what is left, and what the control has.

@@ -788,9 +788,12 @@ def test_layers_beyond_the_limit_wait_for_another_pass() -> None:
         quietly(model, data, "*", memory_limit=one - 1)
 
 
-def test_memory_stays_within_the_plan(fresh_python: Callable[..., str]) -> None:
+@pytest.mark.parametrize(("layers", "order"), [(6, ""), (1, "order")])
+def test_memory_stays_within_the_plan(
+    fresh_python: Callable[..., str], layers: int, order: str
+) -> None:
     script = """
-        import re
+        import re, sys
         from pathlib import Path
         import torch
         import descramble_fast.torch as dt
@@ -801,7 +804,8 @@ def test_memory_stays_within_the_plan(fresh_python: Callable[..., str]) -> None:
             status = Path("/proc/self/status").read_text()
             return 1024 * int(re.search(name + r":\\s+(\\d+)", status)[1])
 
-        model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(6)))
+        layers, order = int(sys.argv[1]), bool(sys.argv[2])
+        model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(layers)))
         data = [torch.randn(600, 1024) for _ in range(3)]
         small = torch.nn.Sequential(torch.nn.Linear(64, 64))
         dt.descramble_model(small, [torch.randn(600, 64)], "*", progress=False)  # loads libraries
@@ -813,11 +817,11 @@ def test_memory_stays_within_the_plan(fresh_python: Callable[..., str]) -> None:
         plans = []
         plan_of = _model.plan_memory
         _model.plan_memory = lambda *a, **k: plans.append(plan_of(*a, **k)) or plans[-1]
-        found = dt.descramble_model(model, data, "*", progress=False)
-        assert len(found) == 6 and all(layer.error is None for layer in found.values())
+        found = dt.descramble_model(model, data, "*", order=order, progress=False)
+        assert len(found) == layers and all(layer.error is None for layer in found.values())
         print(resident("VmHWM") - before, plans[0].peak, plans[0].results)
     """
-    grown, planned, results = map(int, fresh_python(script, timeout=120).split())
+    grown, planned, results = map(int, fresh_python(script, layers, order, timeout=120).split())
     assert results < grown <= planned
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
 import warnings
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from descramble_fast._arrays import Array, integer, on_host
-from descramble_fast._layers import Layers
+from descramble_fast._layers import ByName, Layers
 from descramble_fast._permutation import Permutation
 from descramble_fast.torch._axes import (
     Axis,
@@ -33,7 +32,7 @@ from descramble_fast.torch._axes import (
     sources,
 )
 from descramble_fast.torch._graph import Graph, Key, follows, storage_key
-from descramble_fast.torch._observe import uncompiled, unwrapped
+from descramble_fast.torch._observe import evaluating, uncompiled, unwrapped
 
 Groups: TypeAlias = Mapping[str, Sequence[tuple[str, int]]]
 
@@ -71,7 +70,7 @@ class PermutableLayer:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Permutable(Mapping[str, PermutableLayer]):
+class Permutable(ByName[PermutableLayer]):
     """The layers of a model by name, and how the neurons of each may be reordered.
 
     Attributes
@@ -85,18 +84,6 @@ class Permutable(Mapping[str, PermutableLayer]):
     layers: tuple[PermutableLayer, ...]
     unused: tuple[str, ...]
     _structure: _Structure = field(repr=False)
-
-    def __getitem__(self, name: str) -> PermutableLayer:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (layer.name for layer in self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
     def table(self) -> str:
         """Say all of it in columns."""
@@ -421,6 +408,7 @@ class _Structure:
     # Descriptions --------------------------------------------------------------------------------
 
     def describe(self, name: str) -> PermutableLayer:
+        """Say what orders a layer's neurons may take."""
         axis, _ = self.layers[name]
         free = {part for part in parts(axis) if not part.pins and part.size > 1}
         members = self.members(free)
@@ -611,6 +599,7 @@ class _Moves:
         self._made: list[tuple[torch.Tensor, int, Index]] = []
 
     def make(self, tensor: torch.Tensor, axis: int, index: Index) -> None:
+        """Reorder a tensor in place, and its gradient."""
         if np.array_equal(index, np.arange(len(index))):
             return
         _reorder(tensor, axis, index)
@@ -619,6 +608,7 @@ class _Moves:
             self.make(tensor.grad, axis, index)
 
     def undo(self) -> None:
+        """Put everything back, the last first."""
         while self._made:
             tensor, axis, index = self._made.pop()
             _reorder(tensor, axis, np.argsort(index))
@@ -658,7 +648,7 @@ def _leaves(output: Any) -> Iterator[torch.Tensor]:
 def _exported(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
     args, kwargs = _call(inputs)
     try:
-        with _evaluation(model), torch.no_grad(), warnings.catch_warnings(), uncompiled():
+        with evaluating(model), torch.no_grad(), warnings.catch_warnings(), uncompiled():
             warnings.simplefilter("ignore")
             program: torch.export.ExportedProgram = torch.export.export(
                 _Outputs(model).eval(), args, kwargs, strict=False
@@ -707,22 +697,11 @@ def _copied(value: Any) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     args, kwargs = _call(inputs)
     devices = {t.device for t in _tensors(model).values()} | {t.device for t in _leaves(inputs)}
     gpus = sorted({device.index for device in devices if device.type == "cuda"})
-    with _evaluation(model), torch.no_grad(), uncompiled(), torch.random.fork_rng(gpus):
+    with evaluating(model), torch.no_grad(), uncompiled(), torch.random.fork_rng(gpus):
         found = [tensor.detach().clone() for tensor in _leaves(model(*args, **kwargs))]
     if not found:
         raise ValueError("model: its output holds no tensor to compare")
