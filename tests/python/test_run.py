@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -933,10 +934,15 @@ def test_state_dicts_that_are_none(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs torch")
     torch.save({"a": Trap(tmp_path / "mark")}, tmp_path / "trap.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    (tmp_path / "noise.pt").write_bytes(os.urandom(5000))
+    noise = np.random.default_rng(0).bytes(5000)
+    (tmp_path / "noise.pt").write_bytes(noise)
+    (tmp_path / "protocol.pt").write_bytes(b"\x80" + noise)  # of which torch warns
     (tmp_path / "empty.pt").write_bytes(b"")
-    for name in ("trap.pt", "list.pt", "noise.pt", "empty.pt"):
-        error = refused("run", "--weights", tmp_path / name, "--output", tmp_path / "out")
+    for name in ("trap.pt", "list.pt", "noise.pt", "protocol.pt", "empty.pt"):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            error = refused("run", "--weights", tmp_path / name, "--output", tmp_path / "out")
+        assert not warned
         assert error.startswith(f"Error: {tmp_path / name}: ")
         assert "state dict" in error
     assert not (tmp_path / "mark").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ def open_state_dict(path: Path) -> Mapping[str, StoredTensor]:
     Of a dictionary that holds no tensors itself, the one dictionary of tensors in it is taken.
     Raises FileError where the file holds anything else; nothing in it is executed.
     """
-    with reading(path):
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of protocols that broken bytes seem to name
         try:
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
