@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "message.hpp"
@@ -94,6 +95,7 @@ Accumulator::Accumulator(std::int64_t n_x, std::int64_t n_y, MomentsPlace place)
 
 void Accumulator::settle_on(Device device) {
   if (decided()) return;
+  const Call call({}, place_.memory);
   if (device.kind == DeviceKind::cuda)
     device_moments_ = std::make_unique<cuda::DeviceMoments>(device, n_x_, n_y_, place_.offload);
   else if (n_y_ == 0)
@@ -109,9 +111,10 @@ const char* Accumulator::argument(std::size_t side) const {
   return n_y_ == 0 ? "batch" : side == 0 ? "x" : "y";
 }
 
-cpu::Moments& Accumulator::host() {
+cpu::Moments::Settled& Accumulator::settled() {
   settle_on({});
-  return *moments_;
+  const Call call({}, place_.memory);
+  return moments_->settled();
 }
 
 Accumulator::Totals Accumulator::totals() {
@@ -124,8 +127,9 @@ Accumulator::Totals Accumulator::totals() {
 
 void Accumulator::add(std::span<const ArrayView> batches, const RowSelection& selection,
                       const Context& context) {
+  const Call call(context, place_.memory);
   if (!decided()) {  // which an update that fails shall not have done
-    Accumulator settled(n_x_, n_y_, {batches.front().device(), place_.offload});
+    Accumulator settled(n_x_, n_y_, {batches.front().device(), place_.offload, place_.memory});
     settled.add(batches, selection, context);
     *this = std::move(settled);
     return;
@@ -148,7 +152,7 @@ void Accumulator::add(std::span<const ArrayView> batches, const RowSelection& se
 void Accumulator::merge(Accumulator& other) {
   if (!other.decided()) return;
   if (!decided()) {
-    Accumulator settled(n_x_, n_y_, {other.device(), place_.offload});
+    Accumulator settled(n_x_, n_y_, {other.device(), place_.offload, place_.memory});
     settled.merge(other);
     *this = std::move(settled);
     return;
@@ -163,6 +167,8 @@ void Accumulator::merge(Accumulator& other) {
     device_moments_->merge(*other.device_moments_);
     return;
   }
+  other.settled();  // with its own memory
+  const Call call({}, place_.memory);
   if (!moments_->merge(*other.moments_))
     throw InvalidArgument("other: the combined scatter overflows float64");
   count_ += theirs.count;
@@ -179,15 +185,16 @@ Accumulator::Mean Accumulator::mean(std::int32_t set) {
     auto [reference, offset] = device_moments_->mean(set);
     return {std::move(reference), std::move(offset)};
   }
-  const cpu::Moments::Settled& settled = host().settled();
+  const cpu::Moments::Settled& moments = settled();
   const auto first = std::ptrdiff_t(moments_->first(std::size_t(set)));
   const auto part = [&](const std::vector<double>& x) {
     return std::vector<double>(x.begin() + first, x.begin() + first + (set == 0 ? n_x_ : n_y_));
   };
-  return {part(settled.reference), part(settled.offset)};
+  return {part(moments.reference), part(moments.offset)};
 }
 
 Matrix<double> Accumulator::moment(double divisor, bool centred) {
+  const Call call({.memory = place_.memory});
   if (on_device()) return device_moments_->read(divisor, centred);
   const std::int32_t right = n_y_ == 0 ? 0 : 1;
   std::vector<double> u = mean(0).sum(), v = mean(right).sum();
@@ -199,8 +206,9 @@ Matrix<double> Accumulator::moment(double divisor, bool centred) {
 }
 
 Matrix<double> Accumulator::correlation() {
+  const Call call({.memory = place_.memory});
   if (on_device()) return device_moments_->correlation();
-  const cpu::Moments::Settled& moments = host().settled();
+  const cpu::Moments::Settled& moments = settled();
   const double* const squares_y = moments.squares.data() + moments_->first(1);
   Matrix<double> out(n_x_, n_y_);
   for (std::int64_t i = 0; i < n_x_; ++i)
@@ -214,7 +222,8 @@ Matrix<double> Accumulator::correlation() {
 }
 
 void Accumulator::assume(Totals totals) {
-  host().assume(totals.weight);
+  settle_on({});
+  moments_->assume(totals.weight);
   count_ = totals.count;
 }
 
@@ -228,11 +237,11 @@ Accumulator Accumulator::to(MomentsPlace place) {
                                 scatter);
     return out;
   }
-  cpu::Moments::Settled& settled = out.host().settled();
-  std::ranges::copy(about.reference, settled.reference.begin());
-  std::ranges::copy(about.offset, settled.offset.begin());
+  cpu::Moments::Settled& moments = out.settled();
+  std::ranges::copy(about.reference, moments.reference.begin());
+  std::ranges::copy(about.offset, moments.offset.begin());
   for (std::int64_t i = 0; i < n_x_; ++i)
-    for (std::int64_t j = i; j < n_x_; ++j) settled.scatter(i, j) = scatter(i, j);
+    for (std::int64_t j = i; j < n_x_; ++j) moments.scatter(i, j) = scatter(i, j);
   out.assume(all);
   return out;
 }

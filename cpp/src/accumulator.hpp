@@ -45,7 +45,7 @@ class Accumulator {
   Matrix<double> correlation();
 
   /// On the CPU: the state itself, to be filled in and then assumed.
-  cpu::Moments& host();
+  cpu::Moments::Settled& settled();
   void assume(Totals totals);
   /// Of one set.
   Accumulator to(MomentsPlace place);

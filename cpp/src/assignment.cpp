@@ -10,6 +10,7 @@
 #include <thread>
 #include <type_traits>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/assignment.hpp"
 #include "cpu/convert.hpp"
@@ -449,6 +450,7 @@ LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions&
 
 LinearAssignment linear_assignment(const ArrayView& cost, const AssignmentOptions& options,
                                    const Context& context) {
+  const Call call(context);
   check_floating("cost", cost);
   if (cost.rank() < 2)
     throw InvalidArgument(message("cost: got shape ", shape_text(cost), ", expected (..., n, m)"));
@@ -457,8 +459,11 @@ LinearAssignment linear_assignment(const ArrayView& cost, const AssignmentOption
     throw InvalidArgument(
         message("cost: got shape ", shape_text(cost), ", expected sides below 2^30"));
   if (options.initial_duals) check_device("initial_duals", *options.initial_duals, cost.device());
-  return cost.device().kind == DeviceKind::cpu ? solve_on_cpu(cost, options, context)
-                                               : solve_on_device(cost, options, context);
+  LinearAssignment out = cost.device().kind == DeviceKind::cpu
+                             ? solve_on_cpu(cost, options, context)
+                             : solve_on_device(cost, options, context);
+  call.log("linear_assignment", out.route);
+  return out;
 }
 
 }  // namespace descramble_fast

@@ -1,7 +1,9 @@
 #include "descramble_fast/context.hpp"
 
 #include <atomic>
+#include <new>
 
+#include "call.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/simd.hpp"
 #include "descramble_fast/error.hpp"
@@ -13,7 +15,41 @@ namespace {
 
 std::atomic<int> chosen_threads{0};
 
+thread_local Surroundings current;
+
 }  // namespace
+
+Surroundings& surroundings() { return current; }
+
+Call::Call(const Context& context) : outer_(current) {
+  if (context.executor != nullptr) current.executor = context.executor;
+  if (context.memory != nullptr) current.memory = context.memory;
+  if (context.log) current.log = &context.log;
+  ++current.depth;
+}
+
+Call::Call(const Context& context, std::pmr::memory_resource* memory) : Call(context) {
+  current.memory = memory;
+}
+
+void Call::log(const char* name, const Route& route) const {
+  if (current.log == nullptr || outer_.depth > 0) return;
+  for (const std::string& fallback : route.fallbacks)
+    (*current.log)(Severity::warning, message(name, ": ", fallback));
+  (*current.log)(Severity::info,
+                 message(name, ": ", route.driver, " (", route.device, ", ", route.dtype, ")"));
+}
+
+bool can_have(std::int64_t bytes) {
+  if (current.memory != nullptr) return true;
+  void* const granted = ::operator new(std::size_t(bytes), std::nothrow);
+  ::operator delete(granted);
+  return granted != nullptr;
+}
+
+std::pmr::memory_resource* memory_of_call() noexcept {
+  return current.memory != nullptr ? current.memory : std::pmr::new_delete_resource();
+}
 
 int num_threads() {
   const int chosen = chosen_threads.load(std::memory_order_relaxed);

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/convolution.hpp"
@@ -75,9 +76,7 @@ Operator default_operator(std::span<const std::int64_t> shape) {
 }
 
 void check_grant(std::int64_t bytes, const char* what, const std::string& whose) {
-  void* const granted = ::operator new(std::size_t(bytes), std::nothrow);
-  ::operator delete(granted);
-  if (granted == nullptr)
+  if (!can_have(bytes))
     throw OutOfMemory(message(what, ": cannot have the ", bytes, " bytes that ", whose, " takes"));
 }
 
@@ -296,6 +295,7 @@ ConvolutionDescrambler descramble_conv(const ArrayView& weight,
                                        std::span<const std::int64_t> spatial_shape,
                                        std::optional<Operator> operator_or_default,
                                        const Context& context) {
+  const Call call(context);
   constexpr std::int64_t small = 1 << 20;
   check_floating("weight", weight);
   check_shapes(weight.shape(), spatial_shape);
@@ -328,6 +328,7 @@ ConvolutionDescrambler descramble_conv(const ArrayView& weight,
   out.orthogonality_error = pairs.orthogonality_error;
   out.route = pairs.route;
   record_fetch("weight", weight, out.route);
+  call.log("descramble_conv", out.route);
   return out;
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "accumulator.hpp"
+#include "call.hpp"
 #include "check.hpp"
 #include "message.hpp"
 
@@ -99,8 +100,9 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
   }
   if (!(weight > 0) || !std::isfinite(weight))
     throw InvalidArgument(message("weight: got ", weight, ", expected finite and positive"));
+  const Call call(context);
   if (!place.device) place.device = second_moment.device();
-  Covariance out(n);
+  Covariance out(n, {.memory = place.memory});
   const Matrix<double> c = fetch(second_moment, context);
   double largest = 0;
   for (std::int64_t i = 0; i < n; ++i)
@@ -111,7 +113,7 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
     }
   check_symmetric_moment("second_moment", c);
   out.has_mean_ = mean.has_value();
-  cpu::Moments::Settled& moments = out.accumulator_->host().settled();
+  cpu::Moments::Settled& moments = out.accumulator_->settled();
   std::vector<double>& reference = moments.reference;
   if (mean) {
     std::ranges::copy(fetch(*mean, context).values(), reference.begin());
@@ -148,7 +150,7 @@ Covariance Covariance::combine(std::span<const Covariance* const> covariances,
   Covariance out(covariances[0]->n_);
   std::int64_t count = 0;
   out.has_mean_ = false;
-  cpu::Moments::Settled& moments = out.accumulator_->host().settled();
+  cpu::Moments::Settled& moments = out.accumulator_->settled();
   for (std::size_t i = 0; i < covariances.size(); ++i) {
     const Covariance& part = *covariances[i];
     if (part.n_ != out.n_)
@@ -198,7 +200,7 @@ Covariance::State Covariance::state() const {
   if (accumulator_->on_device())
     pack(accumulator_->moment(1, true).to({}, {}));
   else
-    pack(accumulator_->host().settled().scatter);
+    pack(accumulator_->settled().scatter);
   return out;
 }
 
@@ -219,9 +221,9 @@ Covariance Covariance::from_state(const State& state, MomentsPlace place) {
     throw InvalidArgument("mean: holds NaN or infinity");
   if (!std::ranges::all_of(state.packed_scatter, finite))
     throw InvalidArgument("scatter: holds NaN or infinity");
-  Covariance out(n);
+  Covariance out(n, {.memory = place.memory});
   out.has_mean_ = state.has_mean;
-  cpu::Moments::Settled& moments = out.accumulator_->host().settled();
+  cpu::Moments::Settled& moments = out.accumulator_->settled();
   std::ranges::copy(state.reference, moments.reference.begin());
   std::ranges::copy(state.offset, moments.offset.begin());
   auto next = state.packed_scatter.begin();

@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/gauge.hpp"
@@ -284,9 +285,7 @@ void check_memory(std::int64_t n, std::optional<std::int64_t> k) {
   constexpr std::int64_t small = 1 << 20;
   const std::int64_t bytes = descramble_memory(n, k);
   if (bytes - fixed_memory < small) return;
-  void* const granted = ::operator new(std::size_t(bytes), std::nothrow);
-  ::operator delete(granted);
-  if (granted == nullptr)
+  if (!can_have(bytes))
     throw OutOfMemory(message("descramble: cannot have the ", bytes, " bytes that n = ", n,
                               k ? message(", k = ", *k) : std::string(), " takes"));
 }
@@ -336,6 +335,7 @@ Matrix<double> rotated_by(const cuda::Rotated& p, const ArrayView& rows, const d
 }  // namespace
 
 Matrix<double> Descrambler::transform(const ArrayView& samples, const Context& context) const {
+  const Call call(context);
   check_rows("samples", samples, size());
   check_device("samples", samples, device());
   if (on_device(*this)) return rotated(samples, mean_of(*this), false, context);
@@ -346,6 +346,7 @@ Matrix<double> Descrambler::transform(const ArrayView& samples, const Context& c
 
 Matrix<double> Descrambler::inverse_transform(const ArrayView& samples,
                                               const Context& context) const {
+  const Call call(context);
   check_rows("samples", samples, size());
   check_device("samples", samples, device());
   if (on_device(*this)) return rotated(samples, mean_of(*this), true, context);
@@ -356,6 +357,7 @@ Matrix<double> Descrambler::inverse_transform(const ArrayView& samples,
 
 Matrix<double> Descrambler::transform_weight(const ArrayView& weight,
                                              const Context& context) const {
+  const Call call(context);
   check_matrix("W", weight, size(), -1);
   check_device("W", weight, device());
   if (on_device(*this))
@@ -366,6 +368,7 @@ Matrix<double> Descrambler::transform_weight(const ArrayView& weight,
 }
 
 Matrix<double> Descrambler::transform_bias(const ArrayView& bias, const Context& context) const {
+  const Call call(context);
   check_vector("bias", bias, size());
   check_device("bias", bias, device());
   if (on_device(*this)) return rotated(bias, nullptr, false, context);
@@ -374,6 +377,7 @@ Matrix<double> Descrambler::transform_bias(const ArrayView& bias, const Context&
 
 Matrix<double> Descrambler::transform_next_weight(const ArrayView& weight,
                                                   const Context& context) const {
+  const Call call(context);
   check_matrix("W_next", weight, -1, size());
   check_device("W_next", weight, device());
   if (on_device(*this)) return rotated(weight, nullptr, false, context);
@@ -520,6 +524,7 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
                                                    std::span<const Operator> ops,
                                                    const DescrambleOptions& options,
                                                    const Context& context) {
+  const Call call(context);
   if (ops.size() != covariances.size())
     throw InvalidArgument(message("operator: got ", ops.size(), ", expected ", covariances.size(),
                                   ", one per covariance"));
@@ -563,7 +568,10 @@ std::vector<SmoothnessDescrambler> descramble_many(std::span<const Covariance* c
   }
   std::vector<SmoothnessDescrambler> out;
   out.reserve(answers.size());
-  for (auto& d : answers) out.push_back(std::move(*d));
+  for (auto& d : answers) {
+    call.log("descramble", d->route);
+    out.push_back(std::move(*d));
+  }
   return out;
 }
 
@@ -582,6 +590,7 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
                                 const std::optional<ArrayView>& input_second_moment,
                                 const std::optional<ArrayView>& input_mean,
                                 const Context& context) {
+  const Call call(context);
   const int threads = cpu::threads_of(context);
   const Matrix<double> w = finite_matrix("W", weight, -1, -1, context);
   const std::int64_t n = w.rows(), m = w.columns();
@@ -621,7 +630,8 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
         c(i, j) += mean(0, i) * b(0, j) + b(0, i) * mean(0, j) + b(0, i) * b(0, j);
   }
   for (std::int64_t i = 0; i < n; ++i) mean(0, i) += b(0, i);
-  return Covariance::from_moments(c.view(), ArrayView(mean.data(), {n}), 1, {weight.device()});
+  return Covariance::from_moments(c.view(), ArrayView(mean.data(), {n}), 1,
+                                  {.device = weight.device(), .memory = context.memory}, context);
 }
 
 void check_not_empty(const Matrix<double>& w) {
@@ -699,6 +709,7 @@ void bring_back(const ArrayView& weight, MatrixDescrambler& d, const Context& co
 }  // namespace
 
 MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& context) {
+  const Call call(context);
   const int threads = cpu::threads_of(context);
   const auto [w, exponent] = square_part(weight, context);
   const Matrix<double> wt = cpu::transposed(w);
@@ -713,10 +724,12 @@ MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& conte
   out.orthogonality_error = cpu::orthogonality_error(p, threads);
   record_svd(polar.fell_back, out.route);
   bring_back(weight, out, context);
+  call.log("descramble_trace", out.route);
   return out;
 }
 
 MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& context) {
+  const Call call(context);
   constexpr std::int64_t iteration_limit = 10000;
   constexpr double stationary = 1e-12;
   const int threads = cpu::threads_of(context);
@@ -756,6 +769,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   out.orthogonality_error = cpu::orthogonality_error(out.matrix(), threads);
   record_svd(fell_back, out.route);
   bring_back(weight, out, context);
+  call.log("descramble_diagonal", out.route);
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <type_traits>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/divide.hpp"
 #include "cpu/eigh.hpp"
@@ -296,40 +297,10 @@ void solve_on_device(const ArrayView& a, const Context& context, Eigh<T>& out) {
   }
 }
 
-}  // namespace
-
+// Each by itself.
 template <class T>
-Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k, const Context& context) {
-  check_floating("a", a);
-  if (a.rank() < 2 || a.shape()[std::size_t(a.rank() - 2)] != a.columns())
-    throw InvalidArgument(message("a: got shape ", shape_text(a), ", expected (..., n, n)"));
-  if (std::is_same_v<T, float> && a.dtype() == DType::float64)
-    throw TypeError("a: got dtype float64 for a float32 solve");
-  const std::int64_t n = a.columns();
-  const std::int64_t kept = k.value_or(n);
-  if (kept < (k ? 1 : 0) || kept > n)
-    throw InvalidArgument(message("k: got ", kept, ", expected between 1 and ", n));
-  std::int64_t batch = 1;
-  for (int i = 0; i + 2 < a.rank(); ++i) batch *= a.shape()[std::size_t(i)];
-
-  Eigh<T> out;
-  out.n = n;
-  out.eigenvalues = Matrix<T>(batch, kept, a.device());
-  out.eigenvectors = Matrix<T>(batch * kept, n, a.device());
-  out.residual.assign(std::size_t(batch), 0);
-  out.orthogonality_error.assign(std::size_t(batch), 0);
-  out.route.dtype = name(dtype_of<T>);
-  if (batch == 0 || n == 0) return out;
-  if (a.device().kind == DeviceKind::cuda) {
-    solve_on_device(a, context, out);
-    return out;
-  }
-
-  if (cpu::solved_in_lanes<T>(n, kept, batch)) {
-    solve_in_lanes(a, context, out);
-    return out;
-  }
-
+void solve_one_by_one(const ArrayView& a, const Context& context, Eigh<T>& out) {
+  const std::int64_t n = a.columns(), batch = out.eigenvalues.rows();
   std::vector<ItemReport> reports(static_cast<std::size_t>(batch));
   const auto solve_item = [&](std::int64_t b, int inside, const std::function<void()>& poll) {
     reports[std::size_t(b)] = solve_matrix(a, b, inside, poll, out);
@@ -360,6 +331,41 @@ Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k, const Context& c
     for (const std::string& failure : report.fallbacks)
       out.route.fallbacks.push_back(message(failure, batch_text(a, b)));
   }
+}
+
+}  // namespace
+
+template <class T>
+Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k, const Context& context) {
+  const Call call(context);
+  check_floating("a", a);
+  if (a.rank() < 2 || a.shape()[std::size_t(a.rank() - 2)] != a.columns())
+    throw InvalidArgument(message("a: got shape ", shape_text(a), ", expected (..., n, n)"));
+  if (std::is_same_v<T, float> && a.dtype() == DType::float64)
+    throw TypeError("a: got dtype float64 for a float32 solve");
+  const std::int64_t n = a.columns();
+  const std::int64_t kept = k.value_or(n);
+  if (kept < (k ? 1 : 0) || kept > n)
+    throw InvalidArgument(message("k: got ", kept, ", expected between 1 and ", n));
+  std::int64_t batch = 1;
+  for (int i = 0; i + 2 < a.rank(); ++i) batch *= a.shape()[std::size_t(i)];
+
+  Eigh<T> out;
+  out.n = n;
+  out.eigenvalues = Matrix<T>(batch, kept, a.device());
+  out.eigenvectors = Matrix<T>(batch * kept, n, a.device());
+  out.residual.assign(std::size_t(batch), 0);
+  out.orthogonality_error.assign(std::size_t(batch), 0);
+  out.route.dtype = name(dtype_of<T>);
+  if (batch == 0 || n == 0) return out;
+  if (a.device().kind == DeviceKind::cuda) {
+    solve_on_device(a, context, out);
+  } else if (cpu::solved_in_lanes<T>(n, kept, batch)) {
+    solve_in_lanes(a, context, out);
+  } else {
+    solve_one_by_one(a, context, out);
+  }
+  call.log("eigh", out.route);
   return out;
 }
 

@@ -1,5 +1,6 @@
 #include "descramble_fast/limits.hpp"
 
+#include "call.hpp"
 #include "cpu/limits.hpp"
 #include "cpu/parallel.hpp"
 #include "descramble_fast/error.hpp"
@@ -8,6 +9,7 @@
 namespace descramble_fast {
 
 MachineLimits machine_limits(double seconds, const Context& context) {
+  const Call call(context);
   if (!(seconds > 0 && seconds <= 60))
     throw InvalidArgument(
         message("seconds: got ", seconds, ", expected more than 0 and at most 60"));

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/fft.hpp"
@@ -124,6 +125,7 @@ Operator Operator::grid(std::vector<Operator> axes) {
 }
 
 Operator Operator::from_matrix(const ArrayView& matrix, const Context& context) {
+  const Call call(context);
   check_floating("matrix", matrix);
   const std::int64_t n = matrix.columns();
   if (matrix.rank() != 2 || matrix.rows() != n || n < 1)
@@ -164,16 +166,19 @@ void check_rows_of(const Operator& op, std::span<const double> rows, const Conte
 }  // namespace
 
 void Operator::apply(std::span<double> rows, const Context& context) const {
+  const Call call(context);
   check_rows_of(*this, rows, context);
   cpu::apply(*impl_, rows, context);
 }
 
 void Operator::analyze(std::span<double> rows, const Context& context) const {
+  const Call call(context);
   check_rows_of(*this, rows, context);
   cpu::analyze(*impl_, rows, context);
 }
 
 void Operator::synthesize(std::span<double> rows, const Context& context) const {
+  const Call call(context);
   check_rows_of(*this, rows, context);
   cpu::synthesize(*impl_, rows, context);
 }
@@ -185,6 +190,7 @@ template <class Entry>
 Matrix<double> mapped(const Operator& op, const ArrayView& x, const Context& context,
                       void (Operator::*on_cpu)(std::span<double>, const Context&) const,
                       Entry cuda::Backend::*entry) {
+  const Call call(context);
   check_floating("x", x);
   if (x.rank() < 1 || x.columns() != op.size())
     throw InvalidArgument(

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/linalg.hpp"
 #include "cpu/parallel.hpp"
@@ -78,6 +79,7 @@ bool ignores_shift(const Operator& op, const Context& context) {
 
 SmoothOrder descramble_permutation(const Covariance& covariance, const Operator& op,
                                    const SearchOptions& search, const Context& context) {
+  const Call call(context);
   check_search(search);
   // Also checks the operator's size and the moments.
   SmoothnessDescrambler unrestricted = descramble(covariance, op, {}, context);
@@ -104,9 +106,10 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
   if (unrestricted.cost_error <= 1e-6 * unrestricted.bound)
     out.bound = std::min(unrestricted.bound, out.cost);
   else
-    out.bound =
-        std::max(bound_of(unrestricted),
-                 bound_of(descramble(Covariance::from_moments(c.view(), {}, 1), op, {}, context)));
+    out.bound = std::max(
+        bound_of(unrestricted),
+        bound_of(descramble(Covariance::from_moments(c.view(), {}, 1, {.memory = context.memory}),
+                            op, {}, context)));
   if (found.tree_bound) out.tree_bound = std::min(*found.tree_bound, out.cost);
   out.steps = found.steps;
   out.stopped = found.stopped;
@@ -115,42 +118,52 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
     out.route.fallbacks.push_back(message(name(covariance.device()),
                                           ": the moments were copied, as orders are searched on "
                                           "the CPU"));
+  call.log("descramble_permutation", out.route);
   return out;
 }
 
 Permutation permute_trace(const ArrayView& weight, const Context& context) {
+  const Call call(context);
   const auto [w, exponent] = square_part(weight, context);
   Permutation out = assigned(cpu::transposed(w), context);
   rescale(out, exponent);
   record_fetch("W", weight, out.route);
+  call.log("permute_trace", out.route);
   return out;
 }
 
 Permutation permute_diagonal(const ArrayView& weight, const Context& context) {
+  const Call call(context);
   const auto [w, exponent] = square_part(weight, context);
   Matrix<double> squares = cpu::transposed(w);
   for (double& x : squares.values()) x *= x;
   Permutation out = assigned(squares, context);
   rescale(out, 2 * exponent);
   record_fetch("W", weight, out.route);
+  call.log("permute_diagonal", out.route);
   return out;
 }
 
 Permutation nearest_permutation(const ArrayView& p, bool is_signed, const Context& context) {
+  const Call call(context);
   const Matrix<double> matrix = finite_matrix("P", p, -1, p.rank() == 2 ? p.rows() : -1, context);
   Permutation out = is_signed ? assigned_signed(matrix, context) : assigned(matrix, context);
   record_fetch("P", p, out.route);
+  call.log("nearest_permutation", out.route);
   return out;
 }
 
 Permutation match_neurons(const ArrayView& similarity, bool is_signed, const Context& context) {
+  const Call call(context);
   const Matrix<double> matrix = finite_matrix("similarity", similarity, -1, -1, context);
   Permutation out = is_signed ? assigned_signed(matrix, context) : assigned(matrix, context);
   record_fetch("similarity", similarity, out.route);
+  call.log("match_neurons", out.route);
   return out;
 }
 
 ModeMatch match_modes(const SmoothnessDescrambler& d, const Context& context) {
+  const Call call(context);
   const std::int64_t k = d.components.rows(), n = d.size();
   Matrix<double> energy = d.components.to({}, context);
   d.op.analyze(energy.values(), context);
@@ -168,6 +181,7 @@ ModeMatch match_modes(const SmoothnessDescrambler& d, const Context& context) {
   out.score = k > 0 && n > 0 ? found.cost / double(k) : 0;
   out.route = found.route;
   record_fetch("components", d.components.view(), out.route);
+  call.log("match_modes", out.route);
   return out;
 }
 
@@ -193,6 +207,7 @@ Matrix<double> outputs(const Layer& layer, const Matrix<double>& inputs, const C
 }  // namespace
 
 double output_difference(const Layer& a, const Layer& b, const Context& context) {
+  const Call call(context);
   constexpr std::int64_t probes = 16;
   check_matrix("W", a.weight, -1, -1);
   Matrix<double> inputs(probes, a.weight.columns());

@@ -3,6 +3,7 @@
 #include <numeric>
 #include <utility>
 
+#include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/linalg.hpp"
@@ -160,6 +161,7 @@ Columns back_from(const Order& order, const Columns& p) {
 QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
                                          const QuadraticAssignmentOptions& options,
                                          const Context& context) {
+  const Call call(context);
   cpu::threads_of(context);
   check_search(options.search);
   check_device("B", b, a.device());
@@ -203,6 +205,7 @@ QuadraticAssignment quadratic_assignment(const ArrayView& a, const ArrayView& b,
   record_fetch("B", b, out.route);
   if (!std::isfinite(out.cost) || !std::isfinite(out.initial_cost))
     throw InvalidArgument("A: the cost overflows float64");
+  call.log("quadratic_assignment", out.route);
   return out;
 }
 

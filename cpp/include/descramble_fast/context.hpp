@@ -1,7 +1,9 @@
 #pragma once
 
 #include <functional>
+#include <memory_resource>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "descramble_fast/export.hpp"
@@ -9,16 +11,42 @@
 
 namespace descramble_fast {
 
-/// How a call is to run.
+/// Where a caller wants loops to run, instead of on the library's own threads.
+class DESCRAMBLE_FAST_EXPORT Executor {
+ public:
+  virtual ~Executor() = default;
+  /// Calls task(0) ... task(count - 1), each at most once, on any threads, that of the caller among
+  /// them, and returns when none of them is running any more. `count` is the number of threads
+  /// that the context asks for, or less: tasks share out the work among themselves, so that all of
+  /// it is done even where only some of them are called, with the same results. Tasks throw nothing
+  /// and wait for nothing. What run throws is ignored, the work then done by the calling thread.
+  /// Several calls may come at once, from different threads.
+  virtual void run(int count, const std::function<void(int)>& task) = 0;
+};
+
+enum class Severity { info, warning };
+
+/// How a call is to run. What it points to must outlive the call; `memory` must outlive what the
+/// call returns, too.
 struct Context {
   /// Threads to use; 0 takes num_threads().
   int threads = 0;
   /// Called now and then from the calling thread in long work, between steps that can be abandoned.
   /// It cancels the call by throwing; the call then leaves all state as it was.
-  std::function<void()> poll;
+  std::function<void()> poll = {};
   /// The cudaStream_t that work on a CUDA device is queued on; null: the default stream. Calls
   /// return when their results are there, Covariance::update when its work is queued.
   void* stream = nullptr;
+  /// Null: the library's own pool of threads, and LAPACK's where one matrix is large. With an
+  /// executor LAPACK keeps to one thread, and no thread is started.
+  Executor* executor = nullptr;
+  /// Where arrays of the size of matrices come from, on the CPU; null: operator new. Asked from
+  /// several threads at once, so it has to be synchronised. Accumulators take theirs from
+  /// MomentsPlace::memory instead. (LAPACK keeps some megabytes a thread of its own.)
+  std::pmr::memory_resource* memory = nullptr;
+  /// Called from the calling thread with the driver that solved a problem (info) and with every
+  /// fallback (warning). The library itself writes nothing anywhere.
+  std::function<void(Severity, std::string_view)> log = {};
 };
 
 /// The default thread count: the last set_num_threads(), else DESCRAMBLE_FAST_NUM_THREADS, else

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <span>
 #include <vector>
@@ -21,6 +22,9 @@ struct MomentsPlace {
   /// On a CUDA device: the scatter, 8 n^2 bytes, is kept in the host's memory, which every update
   /// then reads and writes over the bus.
   bool offload = false;
+  /// Where arrays of the size of the scatter come from on the CPU, work space and results included;
+  /// null: operator new. It must be synchronised, and outlive them.
+  std::pmr::memory_resource* memory = nullptr;
 };
 
 /// Which rows of a batch count, and how often. Both have one entry per row.

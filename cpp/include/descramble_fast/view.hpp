@@ -4,8 +4,11 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <memory_resource>
+#include <new>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "descramble_fast/export.hpp"
@@ -112,14 +115,20 @@ DESCRAMBLE_FAST_EXPORT void copy_between(Device to_device, void* to, Device from
                                          const void* from, std::int64_t bytes,
                                          const Context& context);
 
+/// Where the CPU memory of matrices comes from on this thread: that of the call which is running on
+/// it, else operator new.
+DESCRAMBLE_FAST_EXPORT std::pmr::memory_resource* memory_of_call() noexcept;
+
 /// An owned, contiguous, row-major matrix on a named device; movable, uninitialised unless told
 /// otherwise. Elements can be reached by C++ code on the CPU alone.
 template <class T>
 class Matrix {
+  static_assert(std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T>);
+
  public:
   Matrix() = default;
   Matrix(std::int64_t rows, std::int64_t columns, Device device = {})
-      : rows_(rows), columns_(columns), data_(allocate(rows * columns, device), Release{device}) {}
+      : rows_(rows), columns_(columns), data_(allocate(rows, columns, device)) {}
   Matrix(std::int64_t rows, std::int64_t columns, T value) : Matrix(rows, columns) {
     for (T& x : values()) x = value;
   }
@@ -161,21 +170,32 @@ class Matrix {
  private:
   struct Release {
     Device device;
+    std::pmr::memory_resource* memory = nullptr;
+    std::size_t bytes = 0;
     void operator()(T* data) const {
       if (device.kind == DeviceKind::cpu)
-        delete[] data;
+        memory->deallocate(data, bytes, alignment);
       else
         release_on(device, data);
     }
   };
-  static T* allocate(std::int64_t size, Device device) {
-    if (device.kind == DeviceKind::cpu) return new T[std::size_t(size)];
-    return static_cast<T*>(allocate_on(device, size * std::int64_t(sizeof(T))));
+  using Data = std::unique_ptr<T[], Release>;
+
+  static constexpr std::size_t alignment = 64;
+  static Data allocate(std::int64_t rows, std::int64_t columns, Device device) {
+    constexpr std::int64_t most = PTRDIFF_MAX / std::int64_t(sizeof(T));
+    if (columns > 0 && rows > most / columns) throw std::bad_array_new_length();
+    const std::int64_t bytes = rows * columns * std::int64_t(sizeof(T));
+    if (device.kind != DeviceKind::cpu)
+      return {static_cast<T*>(allocate_on(device, bytes)), Release{device}};
+    std::pmr::memory_resource* const memory = memory_of_call();
+    return {static_cast<T*>(memory->allocate(std::size_t(bytes), alignment)),
+            Release{device, memory, std::size_t(bytes)}};
   }
 
   std::int64_t rows_ = 0;
   std::int64_t columns_ = 0;
-  std::unique_ptr<T[], Release> data_;
+  Data data_;
 };
 
 /// A contiguous float64 copy on the CPU of any floating array, shape (rows, columns).

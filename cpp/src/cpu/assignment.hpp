@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory_resource>
 #include <span>
 #include <vector>
 
@@ -111,8 +112,8 @@ class AssignmentSolver {
   /// Whether bids and paths read whole rows, not lists.
   bool whole_rows_ = false, by_rows_ = false;
   std::vector<List> lists_;
-  std::vector<double> list_costs_;
-  std::vector<std::int32_t> list_columns_;
+  std::pmr::vector<double> list_costs_{memory_of_call()};
+  std::pmr::vector<std::int32_t> list_columns_{memory_of_call()};
 
   // Of one search for a shortest path; distances are infinite between searches.
   std::vector<double> distance_, path_cost_, offset_, row_parent_;

@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "call.hpp"
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/view.hpp"
 #include "message.hpp"
@@ -255,8 +256,9 @@ void solve_triangular(std::int64_t m, std::int64_t n, const T* l, std::int64_t l
 
 SingleBlasThread::SingleBlasThread() : lock_(pass<decltype(lock_)>()) {}
 
+// LAPACK's threads are not the executor's.
 ManyBlasThreads::ManyBlasThreads(int threads) : lock_(pass<decltype(lock_)>()) {
-  set_blas_threads(threads);
+  set_blas_threads(surroundings().executor != nullptr ? 1 : threads);
 }
 
 ManyBlasThreads::~ManyBlasThreads() { set_blas_threads(1); }
@@ -404,7 +406,8 @@ Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
   // Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
   const char all = 'A';
   const lapack_int size = lapack_int(n);
-  const std::vector<double> original(a, a + n * n);
+  Matrix<double> original(n, n);
+  std::copy_n(a, n * n, original.data());
   std::vector<lapack_int> iwork(std::size_t(8 * n), 0);
   lapack_int lwork = -1, info = 0;
   double optimal = 0;
@@ -414,12 +417,12 @@ Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
   };
   divide_and_conquer(&optimal);
   lwork = lapack_int(optimal);
-  std::vector<double> work(static_cast<std::size_t>(lwork));
+  Matrix<double> work(1, lwork);
   divide_and_conquer(work.data());
   if (info == 0) return {0, false};
-  std::copy(original.begin(), original.end(), a);
+  std::copy_n(original.data(), n * n, a);
   lwork = std::max<lapack_int>(lwork, lapack_int(8 * n));
-  work.resize(std::size_t(lwork));
+  work = Matrix<double>(1, lwork);
   FORTRAN(dgesvd)
   (&all, &all, &size, &size, a, &size, s, vt, &size, u, &size, work.data(), &lwork, &info, 1, 1);
   return {info, true};

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "call.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/parallel.hpp"
 
@@ -158,8 +159,8 @@ void Packed::multiply(const Block& block, double* to) const {
 // What the last panel of this thread was packed in: fresh memory costs more than packing it.
 thread_local Packed spare_room;
 
-Panel::Panel(const Shape& shape, std::int64_t rows)
-    : shape_(shape), packed_(std::move(spare_room)), sums_(0) {
+Panel::Panel(const Shape& shape, std::int64_t rows) : shape_(shape), sums_(0) {
+  if (surroundings().memory == nullptr) packed_ = std::move(spare_room);
   if (shape.blocks() >= few_blocks || rows < fewest_rows) return;
   part_rows_ = rows >= 2 * part_rows ? part_rows : ceil_div(rows, 2 * pack_rows) * pack_rows;
   parts_ = Aligned<double>(ceil_div(rows, part_rows_) * size());
@@ -167,7 +168,7 @@ Panel::Panel(const Shape& shape, std::int64_t rows)
 
 Panel::~Panel() {
   constexpr std::int64_t most = 1 << 25;
-  if (packed_.room() <= most) spare_room = std::move(packed_);
+  if (surroundings().memory == nullptr && packed_.room() <= most) spare_room = std::move(packed_);
 }
 
 std::int64_t Panel::chunk() const {

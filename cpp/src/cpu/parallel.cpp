@@ -8,6 +8,7 @@
 #include <exception>
 #include <fstream>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <new>
 #include <sstream>
@@ -16,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "call.hpp"
 #include "descramble_fast/error.hpp"
 #include "message.hpp"
 
@@ -32,17 +34,43 @@ namespace descramble_fast::cpu {
 
 namespace {
 
+thread_local bool inside_parallel = false;
+
 struct Job {
   Body body;
   std::int64_t count;
-  int helpers_wanted;
+  std::pmr::memory_resource* memory;
+  int helpers_wanted = 0;
   std::atomic<int> helpers{0};  // changed under the pool's lock
   std::atomic<std::int64_t> next{0};
-  std::exception_ptr error;
+  std::mutex error_mutex = {};
+  std::exception_ptr error = {};
   Job* following = nullptr;  // in the pool's list
-};
 
-thread_local bool inside_parallel = false;
+  void fail(std::exception_ptr with) {
+    const std::lock_guard lock(error_mutex);
+    if (!error) error = std::move(with);
+  }
+
+  // Does what nobody else does.
+  void work() {
+    const bool outer = std::exchange(inside_parallel, true);
+    const Surroundings around =
+        std::exchange(surroundings(), Surroundings{nullptr, memory, nullptr, 1});
+    for (;;) {
+      const std::int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= count) break;
+      try {
+        body.invoke(body.object, index);
+      } catch (...) {
+        fail(std::current_exception());
+        next.store(count, std::memory_order_relaxed);
+      }
+    }
+    surroundings() = around;
+    inside_parallel = outer;
+  }
+};
 
 // So many may be moved at every call; where there are more, the kernel has processors to choose
 // from.
@@ -122,7 +150,7 @@ class Pool {
       }
     }
     work_ready_.notify_all();
-    work(job);
+    job.work();
     const auto finished = [&] { return job.helpers.load(std::memory_order_acquire) == 0; };
     {
       std::lock_guard lock(mutex_);
@@ -132,14 +160,12 @@ class Pool {
     std::unique_lock lock(mutex_);
     while (idle && !work_done_.wait_for(lock, std::chrono::milliseconds(20), finished)) {
       lock.unlock();
-      std::exception_ptr error;
       try {
         idle();
       } catch (...) {
-        error = std::current_exception();
+        job.fail(std::current_exception());
       }
       lock.lock();
-      if (error && !job.error) job.error = error;
     }
     work_done_.wait(lock, finished);
   }
@@ -182,7 +208,7 @@ class Pool {
       ++job->helpers;
       --job->helpers_wanted;
       lock.unlock();
-      work(*job);
+      job->work();
       lock.lock();
       if (--job->helpers == 0) work_done_.notify_all();
     }
@@ -199,22 +225,6 @@ class Pool {
     Job** link = &jobs_;
     while (*link != &job) link = &(*link)->following;
     *link = job.following;
-  }
-
-  void work(Job& job) {
-    const bool outer = std::exchange(inside_parallel, true);
-    for (;;) {
-      const std::int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= job.count) break;
-      try {
-        job.body.invoke(job.body.object, index);
-      } catch (...) {
-        std::lock_guard lock(mutex_);
-        if (!job.error) job.error = std::current_exception();
-        job.next.store(job.count, std::memory_order_relaxed);
-      }
-    }
-    inside_parallel = outer;
   }
 
   std::mutex mutex_;
@@ -302,13 +312,20 @@ void run_parallel(int threads, std::int64_t count, Body body, const std::functio
     for (std::int64_t i = 0; i < count; ++i) body.invoke(body.object, i);
     return;
   }
-  Job job;
-  job.body = body;
-  job.count = count;
+  Job job{body, count, surroundings().memory};
   // More threads than this only wait for each other.
   static const int most = 4 * allowed_cpus();
-  job.helpers_wanted = int(std::min<std::int64_t>({threads, count, most})) - 1;
-  pool().run(job, idle);
+  const int wanted = int(std::min<std::int64_t>({threads, count, most}));
+  if (Executor* const executor = surroundings().executor) {
+    try {
+      executor->run(wanted, [&job](int) { job.work(); });
+    } catch (...) {  // as where a thread of our own cannot be had
+    }
+    job.work();
+  } else {
+    job.helpers_wanted = wanted - 1;
+    pool().run(job, idle);
+  }
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -22,7 +22,8 @@ struct Body {
 void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& idle);
 
 /// Runs body(0) ... body(count - 1), each once, on up to `threads` threads including the caller's.
-/// Serial inside another parallel_for. The first exception is rethrown here; the call itself throws
+/// Serial inside another parallel_for. The threads are the executor's of the call, if it brings
+/// one: then nobody polls meanwhile. The first exception is rethrown here; the call itself throws
 /// none, so that state half written by bodies that cannot fail is always completed.
 /// What an index computes must not depend on which thread runs it: results are then the same for
 /// every thread count. `idle`, if any, is called now and then by the caller while it waits for the
