@@ -17,7 +17,7 @@ from descramble_fast.operators import Operator
 class ConvolutionDescrambler(Descrambler):
     """P = T Uᵀ of all outputs of a convolution, applied through Fourier transforms.
 
-    There are n = C_out · ∏ spatial_shape neurons, ordered (C_out, *spatial_shape), row-major. It
+    There are n = C_out · ∏ spatial_shape neurons, ordered (C_out, spatial_shape...), row-major. It
     lies on the CPU; samples and weights on a CUDA device are copied there, and results back.
 
     Attributes
@@ -52,7 +52,7 @@ class ConvolutionDescrambler(Descrambler):
 
         Parameters
         ----------
-        samples : array, (..., C_out, *spatial_shape) or (..., n)
+        samples : array, (..., C_out, spatial_shape...) or (..., n)
 
         Returns
         -------
@@ -66,7 +66,7 @@ class ConvolutionDescrambler(Descrambler):
 
         Parameters
         ----------
-        samples : array, (..., C_out, *spatial_shape) or (..., n)
+        samples : array, (..., C_out, spatial_shape...) or (..., n)
 
         Returns
         -------
@@ -101,7 +101,7 @@ def descramble_conv(
     """Find the orthogonal matrix that makes the outputs of a whole convolution smoothest, exactly.
 
     The neurons are all outputs of the layer: n = C_out · ∏ spatial_shape, ordered
-    (C_out, *spatial_shape). The model is y = W x with W the convolution of stride 1, without bias
+    (C_out, spatial_shape...). The model is y = W x with W the convolution of stride 1, without bias
     and with periodic padding, and with isotropic inputs: their second moment is the identity. W is
     then block circulant, and the second moment C = W Wᵀ falls into one Hermitian matrix of the
     size of C_out at each spatial frequency. So tr(L P C Pᵀ) is minimised, as by `descramble`,
@@ -111,7 +111,7 @@ def descramble_conv(
     is an approximation at the borders of the grid. A dilated kernel is exact if the zeros between
     its taps are written into it. Where stride or groups matter, descramble the channels instead,
     with every position as a sample (`Covariance`), which is exact for all of these. The weight of a
-    grouped convolution has the shape of another without groups, (C_out, C_in / groups, *kernel),
+    grouped convolution has the shape of another without groups, (C_out, C_in / groups, kernel...),
     and is taken for that: its groups would all read the same inputs.
 
     With one channel U is the Fourier basis itself, and P moves frequencies: the largest responses
@@ -119,7 +119,7 @@ def descramble_conv(
 
     Parameters
     ----------
-    weight : array, (C_out, C_in, *kernel)
+    weight : array, (C_out, C_in, kernel...)
         With 1 to 3 spatial axes, as in torch's ConvNd. A kernel longer than the grid wraps around.
     spatial_shape : sequence of int
         Places along each spatial axis of the outputs.

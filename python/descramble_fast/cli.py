@@ -397,7 +397,7 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
 @descramble_fast.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time this library beside its peers; its own --help tells what there is."""
+    """Time this library beside its peers; its own `--help` tells what there is."""
     # In a process of its own: its OpenBLAS must not be pinned by this one's environment.
     sys.exit(subprocess.call([sys.executable, "-m", "descramble_fast.bench", *arguments]))
 

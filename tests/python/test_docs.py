@@ -1,7 +1,8 @@
-"""The Python of README and of docs/models.md runs as it stands, and their links lead somewhere."""
+"""The Python of these pages runs, their links lead somewhere, and the reference is complete."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 import descramble_fast as df
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+API = ROOT / "docs" / "api"
 
 
 def blocks(page: Path) -> Iterator[str]:
@@ -62,6 +64,74 @@ def test_the_page_on_models_runs(
     page = (ROOT / "docs" / "models.md").read_text()
     (table,) = re.findall(r"^```text\n(layer  neurons.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert table in capsys.readouterr().out
+
+
+def test_the_front_page_runs() -> None:
+    names = run(ROOT / "docs" / "index.md")
+    assert names["d"].cost < names["d"].initial_cost
+
+
+def exported(module: str) -> list[str]:
+    """Names in a module's ``__all__``, without importing what it needs."""
+    path = ROOT.joinpath("python", *module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for statement in ast.parse(source.read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            return list(ast.literal_eval(statement.value))
+    raise AssertionError(f"{module} has no __all__")
+
+
+def described() -> tuple[set[str], set[str]]:
+    """Names that the Python reference describes, and modules that it describes with all members."""
+    names, modules = set(), set()
+    for page in (API / "python").glob("*.rst"):
+        module = ""
+        lines = page.read_text().splitlines()
+        for line, below in zip(lines, [*lines[1:], ""], strict=True):
+            if not (found := re.fullmatch(r"\.\. (currentmodule|auto\w+):: ([\w.]+)", line)):
+                continue
+            directive, name = found.groups()
+            if directive == "currentmodule":
+                module = name
+            elif directive == "automodule":
+                names.add(name)
+                if ":no-members:" not in below:
+                    modules.add(name)
+            else:
+                names.add(name if "." in name else f"{module}.{name}")
+    return names, modules
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["descramble_fast", *(f"descramble_fast.{m}" for m in ["dask", "operators", "plot", "torch"])],
+)
+def test_the_python_reference_is_complete(module: str) -> None:
+    names, modules = described()
+    if module not in modules:
+        assert {f"{module}.{name}" for name in exported(module)} <= names
+
+
+def test_the_header_reference_is_complete() -> None:
+    include = ROOT / "cpp" / "include"
+    headers = {path.relative_to(include).as_posix() for path in include.rglob("*.h*")}
+    pages = "\n".join(page.read_text() for page in API.rglob("*.rst"))
+    described = re.findall(r"^\.\. header:: (\S+)$", pages, re.MULTILINE)
+    assert len(described) == len(set(described))
+    # This one declares nothing but what the others mark their names with.
+    assert set(described) == headers - {"descramble_fast/export.hpp"}
+
+
+def test_every_variable_of_the_environment_is_described() -> None:
+    sources = [
+        path.read_text()
+        for folder in ("cpp/src", "cuda", "python", "tests/emulation")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".cpp", ".hpp", ".cu", ".cuh", ".py")
+    ]
+    known = r"\b(?:DESCRAMBLE_FAST|EMULATED|OMP)_[A-Z0-9_]+"
+    read = set(re.findall(rf'"({known})"', "\n".join(sources)))
+    assert set(re.findall(rf"`({known})`", (API / "environment.md").read_text())) == read
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))

@@ -13,7 +13,9 @@
 
 namespace descramble_fast {
 
+/// What is asked of linear_assignment().
 struct AssignmentOptions {
+  /// The greatest total cost instead of the least.
   bool maximize = false;
   /// Column duals of an earlier, similar problem, (..., m), for square problems: a start, not a
   /// constraint.
@@ -26,15 +28,19 @@ struct AssignmentOptions {
 struct LinearAssignment {
   /// (batch, n): the column of each row; -1 where n > m leaves a row out.
   Matrix<std::int64_t> columns;
+  /// Per problem: the total over the assigned pairs.
   std::vector<double> cost;
-  /// (batch, n) and (batch, m). Minimising: row + column <= cost everywhere, with equality on the
-  /// assigned pairs (>= where maximised), to rounding; the side that is longer has duals of one
-  /// sign, and 0 where it is left out.
-  Matrix<double> row_duals, column_duals;
+  /// (batch, n). Minimising: row + column <= cost everywhere, with equality on the assigned pairs
+  /// (>= where maximised), to rounding; the side that is longer has duals of one sign, and 0 where
+  /// it is left out.
+  Matrix<double> row_duals;
+  /// (batch, m).
+  Matrix<double> column_duals;
   /// Per problem: cost less the sum of the duals (its negative where maximised), 0 to rounding.
   std::vector<double> gap;
   /// Per problem: the largest amount by which a dual constraint is violated, 0 to rounding.
   std::vector<double> violation;
+  /// Of the batch as a whole.
   Route route;
 };
 
@@ -55,34 +61,42 @@ struct LinearAssignment {
 /// the CPU, so that the answer is the same everywhere.
 ///
 /// Throws InvalidArgument: shape; NaN or an infinity of the other sign, with its place; no
-/// assignment without a forbidden pair, with the row; initial duals that are not finite.
+/// assignment without a forbidden pair, with the row; initial duals that are not finite. Throws
+/// TypeError for costs that are not floating, BackendError for a device that cannot be used.
 DESCRAMBLE_FAST_EXPORT LinearAssignment linear_assignment(const ArrayView& cost,
                                                           const AssignmentOptions& options = {},
                                                           const Context& context = {});
 
 /// How far a search has come.
 struct SearchProgress {
+  /// Of search so far.
   double seconds;
-  /// Done and planned; 0 planned where there is no telling.
-  std::int64_t step, steps;
+  /// Done.
+  std::int64_t step;
+  /// Planned; 0 where there is no telling.
+  std::int64_t steps;
   /// The best so far.
   double cost;
 };
 
+/// Why a search ended: by itself, by SearchOptions::time_limit, or by SearchOptions::progress.
 enum class Stopped { finished, time_limit, callback };
 
 /// What bounds a search; with no time limit the answer depends on the problem and the seed alone.
 struct SearchOptions {
+  /// Of all random choices.
   std::uint64_t seed = 0;
   /// Independent starts, run in parallel; 0 leaves the number to the search.
   std::int64_t restarts = 0;
-  /// Seconds.
+  /// Seconds of search; the step under way is finished.
   std::optional<double> time_limit = {};
   /// Called from the calling thread between steps; true stops the search with the best so far.
   std::function<bool(const SearchProgress&)> progress = {};
 };
 
+/// What is asked of quadratic_assignment().
 struct QuadraticAssignmentOptions {
+  /// A large value instead of a small one.
   bool maximize = false;
   /// Pairs (i, p_i) that are given.
   std::vector<std::pair<std::int64_t, std::int64_t>> partial_match;
@@ -92,23 +106,31 @@ struct QuadraticAssignmentOptions {
   SearchOptions search;
 };
 
+/// The outcome of quadratic_assignment().
 struct QuadraticAssignment {
   /// p: place i of A goes with column p_i of B.
   std::vector<std::int64_t> columns;
+  /// sum_ij A_ij B_{p_i p_j}.
   double cost = 0;
   /// At the start of the first restart.
   double initial_cost = 0;
+  /// Of all restarts together.
   std::int64_t steps = 0;
+  /// Why it ended.
   Stopped stopped = Stopped::finished;
+  /// The driver names the searches.
   Route route;
 };
 
 /// A permutation p with small (or large) sum_ij A_ij B_{p_i p_j}, for square A and B of one size.
 ///
-/// Frank-Wolfe on doubly stochastic matrices with exact line search, then tabu search on swaps with
-/// O(1) updates of their gains. A heuristic: the problem is NP-hard.
+/// Frank-Wolfe on doubly stochastic matrices with exact line search, O(n^3) a step, then tabu
+/// search on swaps with O(1) updates of their gains, O(n^2) a step. Memory: some tables of n^2
+/// doubles for each restart under way. A heuristic: the problem is NP-hard. It runs on the CPU;
+/// matrices on a CUDA device are copied, which the route says.
 ///
-/// Throws InvalidArgument (shapes, NaN or infinity, an impossible partial match or start).
+/// Throws InvalidArgument (shapes, NaN or infinity, an impossible partial match or start) and
+/// TypeError (dtype).
 DESCRAMBLE_FAST_EXPORT QuadraticAssignment
 quadratic_assignment(const ArrayView& a, const ArrayView& b,
                      const QuadraticAssignmentOptions& options = {}, const Context& context = {});

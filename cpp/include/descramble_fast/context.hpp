@@ -9,6 +9,29 @@
 #include "descramble_fast/export.hpp"
 #include "descramble_fast/view.hpp"
 
+/// What holds for every function that does not say otherwise.
+///
+/// - **Arrays.** An ArrayView may have any strides, and any alignment that its type needs. In a
+/// shape
+///   (..., n) there may be any number of leading axes, or none; they run over rows together. A
+///   floating type is float16, bfloat16, float32 or float64. Results are float64.
+/// - **Units.** Moments and costs are in the samples' unit squared, operators in powers of the
+/// distance
+///   between places. Time is in seconds, memory in bytes.
+/// - **Ownership.** Arguments are borrowed for the call alone. Results own their memory. Where a
+///   Context brings memory, it must outlive what was made with it.
+/// - **Devices.** All arrays of a call lie on one device, and so do its results.
+/// - **Errors.** InvalidArgument, TypeError, BackendError, std::bad_alloc (OutOfMemory, with a
+/// message,
+///   where that could be foreseen), and whatever the caller's own functions throw. Everything is
+///   then as it was before the call.
+/// - **Threads.** Functions may be called from any number of threads at once. Objects may be shared
+///   as long as nobody changes them; Covariance and CrossCovariance may not be shared at all
+///   without a lock, reading included.
+/// - **Cost.** O(...) counts operations, shared out among the threads of the Context. Functions
+///   without it take constant time. Memory is beside arguments and results, and left out where it
+///   is no more than these.
+/// - **Reproducibility.** The same call with the same number of threads gives the same bits.
 namespace descramble_fast {
 
 /// Where a caller wants loops to run, instead of on the library's own threads.
@@ -24,6 +47,7 @@ class DESCRAMBLE_FAST_EXPORT Executor {
   virtual void run(int count, const std::function<void(int)>& task) = 0;
 };
 
+/// Of what Context::log is told: the driver that solved a problem, or a fallback.
 enum class Severity { info, warning };
 
 /// How a call is to run. What it points to must outlive the call; `memory` must outlive what the
@@ -53,15 +77,19 @@ struct Context {
 /// OMP_NUM_THREADS, else what the CPU affinity and the cgroup quota allow.
 DESCRAMBLE_FAST_EXPORT int num_threads();
 
-/// Sets the default for the process; 0 returns to the environment's. Throws InvalidArgument below
-/// 0.
+/// Sets the default for the process, for calls from then on; 0 returns to the environment's. Throws
+/// InvalidArgument below 0.
 DESCRAMBLE_FAST_EXPORT void set_num_threads(int threads);
 
 /// The way a result came about: device, working precision, driver, and every fallback taken.
 struct Route {
+  /// Where the work was done, as name(Device) has it.
   std::string device = "cpu";
+  /// What it was done in, as name(DType) has it.
   std::string dtype = "float64";
+  /// The routine or method that gave the result.
   std::string driver;
+  /// What failed before that one, or was done elsewhere, and why.
   std::vector<std::string> fallbacks;
 };
 
@@ -75,10 +103,11 @@ DESCRAMBLE_FAST_EXPORT std::string instruction_set();
 /// Whether the CUDA backend is there, and the device of this number. Loads it on the first call.
 DESCRAMBLE_FAST_EXPORT bool cuda_available(int device = 0);
 
-/// Waits for what is on the context's stream of this device.
+/// Waits for what is on the context's stream of this device. Throws BackendError.
 DESCRAMBLE_FAST_EXPORT void synchronize(Device device, const Context& context);
 
-/// What comes on the context's stream from now on waits for what is on `stream` of this device now.
+/// What comes on the context's stream from now on waits for what is on `stream`, a cudaStream_t of
+/// this device, now. Throws BackendError.
 DESCRAMBLE_FAST_EXPORT void wait_for(Device device, void* stream, const Context& context);
 
 /// The device that memory lies on, from its address; the CPU where CUDA does not know it.

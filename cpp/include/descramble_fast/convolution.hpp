@@ -20,15 +20,19 @@ namespace descramble_fast {
 class DESCRAMBLE_FAST_EXPORT ConvolutionDescrambler final : public Descrambler {
  public:
   struct Components;
+  /// For the library itself: descramble_conv() makes them.
   ConvolutionDescrambler(std::vector<std::int64_t> spatial_shape, Operator op,
                          std::shared_ptr<const Components> components);
 
   std::int64_t size() const override;
   Device device() const override { return {}; }
+  /// C_out.
   std::int64_t channels() const { return size() / op.size(); }
-  /// Throws OutOfMemory where the system would not grant the 8 n^2 bytes.
+  /// P, (n, n), formed at every call: O(n^2 (C_out + log n)). Throws OutOfMemory where the system
+  /// would not grant the 8 n^2 bytes.
   Matrix<double> matrix() const override;
 
+  /// Places along each axis.
   std::vector<std::int64_t> spatial_shape;
   /// Of one channel's places; L is block diagonal, this for every channel.
   Operator op;
@@ -56,12 +60,14 @@ class DESCRAMBLE_FAST_EXPORT ConvolutionDescrambler final : public Descrambler {
 /// `spatial_shape`. `op` acts on the places of one channel; absent: the grid of fourier(axis), its
 /// order 2.
 ///
-/// At each spatial frequency C is a Hermitian matrix of the size of C_out. One of each pair of
-/// conjugate frequencies is solved, each solution checked (residual <= 50 C_out eps |A|), and each
-/// complex eigenvector u gives a cosine and a sine of one eigenvalue; the first of u's largest
-/// entries is real and positive. Within a degenerate block of L pairs go to modes that are a cosine
-/// and a sine along the last axis that tells them apart, as far as there are any. The same bits for
-/// every number of threads. A weight on a CUDA device is copied to the CPU.
+/// Takes O(places C_out^2 (C_out + C_in)) and little beside the result, see
+/// descramble_conv_memory(). At each spatial frequency C is a Hermitian matrix of the size of
+/// C_out. One of each pair of conjugate frequencies is solved, each solution checked (residual <=
+/// 50 C_out eps |A|), and each complex eigenvector u gives a cosine and a sine of one eigenvalue;
+/// the first of u's largest entries is real and positive. Within a degenerate block of L pairs go
+/// to modes that are a cosine and a sine along the last axis that tells them apart, as far as there
+/// are any. The same bits for every number of threads. A weight on a CUDA device is copied to the
+/// CPU.
 ///
 /// initial_cost is exact, too: O(n log n), where the operator is a sum over the axes of
 /// spatial_shape, with O(places^2 log places) for axes of its own matrix or operators of another

@@ -13,15 +13,17 @@ namespace descramble_fast {
 /// Eigenpairs of a batch of symmetric matrices, ascending.
 template <class T>
 struct Eigh {
+  /// Rows of each matrix.
   std::int64_t n = 0;
   /// (batch, k).
   Matrix<T> eigenvalues;
   /// (batch * k, n): row b * k + i is the eigenvector of eigenvalues(b, i).
   Matrix<T> eigenvectors;
-  /// Per matrix, absolute, Frobenius norms of A V - V Lambda and V^T V - I, estimated by random
-  /// probes.
+  /// Per matrix, absolute: Frobenius norm of A V - V Lambda, estimated by random probes.
   std::vector<double> residual;
+  /// Per matrix: Frobenius norm of V^T V - I, estimated in the same way.
   std::vector<double> orthogonality_error;
+  /// Of the batch as a whole.
   Route route;
 };
 
@@ -37,8 +39,9 @@ struct Eigh {
 /// more than 5 n eps |A|, up to rounding. Where the spectrum decays too slowly for that to pay it
 /// gives up early, which the route records like any other fallback.
 ///
-/// Extra memory for one matrix: 3 n^2 elements for all pairs, n^2 + k n for k of them, result
-/// included; block Krylov takes up to n max(n / 8, 5 k) + n^2 / 32 doubles more while it runs.
+/// O(n^3) for each matrix. Extra memory for one matrix: 3 n^2 elements for all pairs, n^2 + k n for
+/// k of them, result included; block Krylov takes up to n max(n / 8, 5 k) + n^2 / 32 doubles more
+/// while it runs.
 ///
 /// On a CUDA device small matrices are solved by Jacobi rotations, a block or a warp of threads to
 /// each, others by cuSOLVER, and checked in the same way; a matrix that every driver there fails
@@ -50,11 +53,13 @@ template <class T>
 DESCRAMBLE_FAST_EXPORT Eigh<T> eigh(const ArrayView& a, std::optional<std::int64_t> k = {},
                                     const Context& context = {});
 
+/// @cond
 extern template DESCRAMBLE_FAST_EXPORT Eigh<float> eigh(const ArrayView&,
                                                         std::optional<std::int64_t>,
                                                         const Context&);
 extern template DESCRAMBLE_FAST_EXPORT Eigh<double> eigh(const ArrayView&,
                                                          std::optional<std::int64_t>,
                                                          const Context&);
+/// @endcond
 
 }  // namespace descramble_fast

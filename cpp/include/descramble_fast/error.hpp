@@ -30,7 +30,9 @@ class DESCRAMBLE_FAST_EXPORT BackendError : public std::runtime_error {
 /// Memory that the system would not grant. The message names the bytes.
 class DESCRAMBLE_FAST_EXPORT OutOfMemory : public std::bad_alloc {
  public:
+  /// The message.
   explicit OutOfMemory(const std::string& what) : what_(what) {}
+  /// Lives as long as the exception.
   const char* what() const noexcept override { return what_.what(); }
 
  private:

@@ -1,5 +1,6 @@
 #pragma once
 
+// What the shared library exports. DESCRAMBLE_FAST_STATIC is for programs that link the static one.
 #if defined(DESCRAMBLE_FAST_STATIC)
 #define DESCRAMBLE_FAST_EXPORT
 #elif defined(_WIN32)
