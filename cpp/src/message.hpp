@@ -9,6 +9,7 @@ namespace descramble_fast {
 template <class... Parts>
 std::string message(const Parts&... parts) {
   std::ostringstream out;
+  out.exceptions(std::ios_base::badbit);  // rather out of memory than half a message
   out.precision(10);
   (out << ... << parts);
   return out.str();

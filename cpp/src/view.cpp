@@ -1,5 +1,6 @@
 #include "descramble_fast/view.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 
@@ -61,7 +62,7 @@ ArrayView::ArrayView(const void* data, DType dtype, std::span<const std::int64_t
           message("shape: got ", length, " on axis ", i, ", expected at least 0"));
     if (length > 0 && size > std::numeric_limits<std::int64_t>::max() / 8 / length)
       throw InvalidArgument("shape: the number of bytes does not fit 63 bits");
-    size *= length;
+    size *= std::max<std::int64_t>(length, 1);  // of an empty array, too, strides are products
     shape_[std::size_t(i)] = length;
     strides_[std::size_t(i)] = strides[std::size_t(i)];
   }

@@ -42,6 +42,9 @@ TEST(ArrayView, ImpossibleShapesAreRefused) {
   EXPECT_THROW(ArrayView(nullptr, DType::float32, negative), InvalidArgument);
   const std::int64_t huge[] = {std::int64_t(1) << 40, std::int64_t(1) << 40};
   EXPECT_THROW(ArrayView(nullptr, DType::float32, huge), InvalidArgument);
+  // Empty, but its strides would not be numbers.
+  const std::int64_t empty[] = {0, std::int64_t(1) << 40, std::int64_t(1) << 40};
+  EXPECT_THROW(ArrayView(nullptr, DType::float32, empty), InvalidArgument);
 }
 
 TEST(Convert, EveryFloat16IsWidenedExactly) {
