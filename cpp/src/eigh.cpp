@@ -242,7 +242,7 @@ void solve_in_lanes(const ArrayView& a, const Context& context, Eigh<T>& out) {
   for (std::int64_t first = 0; first < tasks; first += span) {
     if (context.poll) context.poll();
     const std::int64_t last = std::min(tasks, first + span);
-    cpu::parallel_for(threads, last - first, [&](std::int64_t i) {
+    cpu::parallel_for(threads, last - first, [&, kernels = kernels](std::int64_t i) {
       const std::int64_t begin = (first + i) * task;
       cpu::eigh_in_lanes(*kernels, a, begin, std::min(batch, begin + task),
                          out.eigenvalues.columns(), width, results);
