@@ -1,6 +1,8 @@
 #include "cuda.hpp"
 
+#if !defined(_WIN32)
 #include <dlfcn.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,6 +19,18 @@ namespace cuda {
 
 namespace {
 
+struct Loaded {
+  const Backend* backend = nullptr;
+  int devices = 0;
+  std::string why_not;
+};
+
+#if defined(_WIN32)
+
+Loaded load() { return {nullptr, 0, "built without CUDA"}; }
+
+#else
+
 constexpr const char* library_name = "libdescramble_fast_cuda.so";
 
 // Beside the library (or program) that this code is in.
@@ -24,14 +38,12 @@ std::filesystem::path neighbour() {
   Dl_info here;
   if (dladdr(reinterpret_cast<const void*>(&backend), &here) == 0 || here.dli_fname == nullptr)
     return library_name;
-  return std::filesystem::path(here.dli_fname).replace_filename(library_name);
+  std::filesystem::path self = here.dli_fname;
+  std::error_code none;
+  // (A program goes by the name that was typed, which has no folder where PATH gave that.)
+  if (!self.has_parent_path()) self = std::filesystem::read_symlink("/proc/self/exe", none);
+  return self.replace_filename(library_name);
 }
-
-struct Loaded {
-  const Backend* backend = nullptr;
-  int devices = 0;
-  std::string why_not;
-};
 
 Loaded load() {
   const char* const named = std::getenv("DESCRAMBLE_FAST_CUDA_LIBRARY");
@@ -58,6 +70,8 @@ Loaded load() {
     loaded.why_not = "no CUDA device can be used: none is there";
   return loaded;
 }
+
+#endif
 
 const Loaded& loaded() {
   static const Loaded result = load();

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+from descramble_fast import _core
 
 _NEEDED = {"click", "matplotlib", "tqdm"}
+# Where the compiled parts lie, which in an editable install is not beside this file.
+_FOLDERS = {"--cmake-dir": "lib/cmake/descramble_fast", "--include-dir": "include"}
 
 
 def main() -> None:
     """Run the command line, or say in one line which extra it needs."""
+    if len(sys.argv) == 2 and sys.argv[1] in _FOLDERS:  # for build scripts: without any extra
+        print(Path(_core.__file__).parent / _FOLDERS[sys.argv[1]])
+        return
     try:
         from descramble_fast import cli
 

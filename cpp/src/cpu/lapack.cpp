@@ -126,7 +126,7 @@ bool held_for_fork = false;
 
 Gate& stored_gate() { return *std::launder(reinterpret_cast<Gate*>(gate_storage)); }
 
-void before_fork() {
+[[maybe_unused]] void before_fork() {
   // Not for ever: a fork beside a long solve goes on, as safe as the solver's library makes it.
   constexpr auto patience = std::chrono::seconds(2);
   Gate& gate = stored_gate();
@@ -135,14 +135,14 @@ void before_fork() {
   if (!held_for_fork) gate.turnstile.unlock();
 }
 
-void after_fork_in_parent() {
+[[maybe_unused]] void after_fork_in_parent() {
   if (!held_for_fork) return;
   held_for_fork = false;
   stored_gate().lock.unlock();
   stored_gate().turnstile.unlock();
 }
 
-void after_fork_in_child() {
+[[maybe_unused]] void after_fork_in_child() {
   new (gate_storage) Gate;
   if (held_for_fork) set_blas_threads(1);
   held_for_fork = false;

@@ -33,13 +33,13 @@ std::span<const Variant<LeadingKernels>> leading_variants(Simd level) {
   return up_to<LeadingKernels>(level, all);
 }
 
-template <>
-LowerProduct<float> lower_product() {
-  return leading_variants(simd_level()).back().kernels->single;
-}
-template <>
-LowerProduct<double> lower_product() {
-  return leading_variants(simd_level()).back().kernels->wide;
+template <class T>
+LowerProduct<T> lower_product() {
+  const LeadingKernels& kernels = *leading_variants(simd_level()).back().kernels;
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.single;
+  else
+    return kernels.wide;
 }
 
 namespace {

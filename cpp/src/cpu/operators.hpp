@@ -13,7 +13,7 @@
 
 namespace descramble_fast {
 
-struct Operator::Impl {
+struct [[gnu::visibility("hidden")]] Operator::Impl {
   std::string name;
   std::vector<double> eigenvalues;
   std::vector<Block> blocks;

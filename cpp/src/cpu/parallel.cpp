@@ -239,7 +239,7 @@ class Pool {
 alignas(Pool) std::byte pool_storage[sizeof(Pool)];
 
 // A forked child has no copies of the workers.
-void reset_in_child() {
+[[maybe_unused]] void reset_in_child() {
   new (pool_storage) Pool;
   inside_parallel = false;
 }

@@ -1,6 +1,12 @@
 #include "cpu/simd.hpp"
 
+#if defined(DESCRAMBLE_FAST_X86)
+#include <cpuid.h>
+#endif
+
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -8,6 +14,36 @@
 #include "message.hpp"
 
 namespace descramble_fast::cpu {
+
+#if defined(DESCRAMBLE_FAST_X86)
+namespace {
+
+// The compilers' own question for it needs a library that not every linker is given.
+struct Cpu {
+  unsigned basic = 0, extended = 0, extended_1 = 0;  // leaf 1 ecx, leaf 7 ebx, leaf 7.1 eax
+  unsigned saved = 0;                                // registers that the system saves
+
+  Cpu() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &basic, &d) || !all(basic, {27})) return;
+    __asm__("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    if (__get_cpuid_count(7, 0, &a, &extended, &c, &d) && a >= 1)
+      __get_cpuid_count(7, 1, &extended_1, &b, &c, &d);
+  }
+  static bool all(unsigned word, std::initializer_list<int> bits) {
+    return std::ranges::all_of(bits, [&](int bit) { return (word >> bit & 1) != 0; });
+  }
+  bool avx2() const {  // and fma, f16c
+    return all(saved, {1, 2}) && all(basic, {12, 28, 29}) && all(extended, {5});
+  }
+  bool avx512() const {  // f, dq, bw, vl
+    return all(saved, {1, 2, 5, 6, 7}) && all(extended, {16, 17, 30, 31});
+  }
+  bool bf16() const { return all(extended_1, {5}); }
+};
+
+}  // namespace
+#endif
 
 const char* name(Simd level) {
   switch (level) {
@@ -29,11 +65,10 @@ std::span<const Simd> simd_levels() {
     const auto add = [&](Simd level, bool supported) {
       if (supported && int(out.back()) + 1 == int(level)) out.push_back(level);
     };
-    add(Simd::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("f16c"));
-    add(Simd::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
-    add(Simd::avx512_bf16, __builtin_cpu_supports("avx512bf16"));
+    const Cpu cpu;
+    add(Simd::avx2, cpu.avx2());
+    add(Simd::avx512, cpu.avx512());
+    add(Simd::avx512_bf16, cpu.bf16());
 #endif
     return out;
   }();
