@@ -11,27 +11,31 @@
 
 /// What holds for every function that does not say otherwise.
 ///
-/// - **Arrays.** An ArrayView may have any strides, and any alignment that its type needs. In a
-/// shape
-///   (..., n) there may be any number of leading axes, or none; they run over rows together. A
-///   floating type is float16, bfloat16, float32 or float64. Results are float64.
-/// - **Units.** Moments and costs are in the samples' unit squared, operators in powers of the
-/// distance
-///   between places. Time is in seconds, memory in bytes.
-/// - **Ownership.** Arguments are borrowed for the call alone. Results own their memory. Where a
-///   Context brings memory, it must outlive what was made with it.
-/// - **Devices.** All arrays of a call lie on one device, and so do its results.
-/// - **Errors.** InvalidArgument, TypeError, BackendError, std::bad_alloc (OutOfMemory, with a
-/// message,
-///   where that could be foreseen), and whatever the caller's own functions throw. Everything is
-///   then as it was before the call.
-/// - **Threads.** Functions may be called from any number of threads at once. Objects may be shared
-///   as long as nobody changes them; Covariance and CrossCovariance may not be shared at all
-///   without a lock, reading included.
-/// - **Cost.** O(...) counts operations, shared out among the threads of the Context. Functions
-///   without it take constant time. Memory is beside arguments and results, and left out where it
-///   is no more than these.
-/// - **Reproducibility.** The same call with the same number of threads gives the same bits.
+/// **Arrays.** An ArrayView may have any strides, and any alignment that its type needs. A shape
+/// (..., n) has any number of leading axes, or none, which run over rows together. A floating type
+/// is float16, bfloat16, float32 or float64. Results are float64.
+///
+/// **Units.** Moments and costs are in the samples' unit squared, operators in powers of the
+/// distance between places. Time is in seconds, memory in bytes.
+///
+/// **Ownership.** Arguments are borrowed for the call alone. Results own their memory. Where a
+/// Context brings memory, it must outlive what was made with it.
+///
+/// **Devices.** All arrays of a call lie on one device, and so do its results.
+///
+/// **Errors.** InvalidArgument, TypeError, BackendError, std::bad_alloc (OutOfMemory, with a
+/// message, where that could be foreseen), and whatever the caller's own functions throw.
+/// Everything is then as it was before the call.
+///
+/// **Threads.** Functions may be called from any number of threads at once. Objects may be shared
+/// as long as nobody changes them; Covariance and CrossCovariance may not be shared at all without
+/// a lock, reading included.
+///
+/// **Cost.** O(...) counts operations, shared out among the threads of the Context. Functions
+/// without it take constant time. Memory is beside arguments and results, and left out where it is
+/// no more than these.
+///
+/// **Reproducibility.** The same call with the same number of threads gives the same bits.
 namespace descramble_fast {
 
 /// Where a caller wants loops to run, instead of on the library's own threads.
