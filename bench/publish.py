@@ -54,7 +54,7 @@ def main() -> None:
         report = read(path)
         made |= tables(report)
         plots.write(report, ROOT / "docs" / "images")
-    for name in ("models", "performance", "permutations"):
+    for name in ("linking", "models", "performance", "permutations"):
         page = ROOT / "docs" / f"{name}.md"
         text = page.read_text(encoding="utf-8")
         page.write_text(filled(text, made), encoding="utf-8")

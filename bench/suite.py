@@ -68,6 +68,9 @@ FAMILIES = {
     "permutation": Entry(
         "bench_permutation", "neuron orders, quadratic assignment (half an hour)", default=False
     ),
+    "linking": Entry(
+        "bench_linking", "observing, in the C++, C and libtorch examples (minutes)", default=False
+    ),
 }
 
 
