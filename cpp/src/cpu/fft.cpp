@@ -292,6 +292,7 @@ Turn turn(std::int64_t a, std::int64_t b) {
   const long double angle = std::numbers::pi_v<long double> / 4 *
                             static_cast<long double>(numerator) / static_cast<long double>(b);
   double x = double(std::cos(angle)), y = double(std::sin(angle));
+  if (numerator == b) x = y = std::numbers::sqrt2 / 2;  // also where long double is no longer
   if ((eighth + 1) / 2 % 2 == 1) std::swap(x, y);
   return {eighth >= 2 && eighth < 6 ? -x : x, eighth >= 4 ? -y : y};
 }
