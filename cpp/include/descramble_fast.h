@@ -151,19 +151,20 @@ DESCRAMBLE_API descramble_status descramble_context_set_stream(descramble_contex
                                                                void* stream);
 
 /// Called now and then, from the calling thread, in long work; anything but 0 cancels the call,
-/// which then returns DESCRAMBLE_CANCELLED.
+/// which then returns DESCRAMBLE_CANCELLED. It may make calls of its own, on other handles.
 typedef int32_t (*descramble_poll)(void* user);
 /// NULL: nothing is asked.
 DESCRAMBLE_API descramble_status descramble_context_set_poll(descramble_context* context,
                                                              descramble_poll poll, void* user);
 
 /// Calls task(argument, 0) ... task(argument, count - 1), each at most once, on any threads, and
-/// returns when none of them is running any more. Tasks share out the work among themselves: any of
-/// them does what the others, that are not called, leave. They wait for nothing. Anything but 0
-/// says that no task could be called; the calling thread then does the work. Several calls may come
-/// at once, from different threads.
+/// returns when none of them is running any more, or still to be called. Tasks share out the work
+/// among themselves: any of them does what the others, that are not called, leave. They wait for
+/// nothing. Anything but 0 says that no task could be called; the calling thread then does the
+/// work. Several calls may come at once, from different threads.
 ///
-/// NULL: the library's own threads. With an executor it starts none.
+/// NULL: the library's own threads. With an executor it starts none. (Functions that take no
+/// context may use its own.)
 typedef int32_t (*descramble_run)(void* user, int32_t count,
                                   void (*task)(void* argument, int32_t index), void* argument);
 /// Where loops run; NULL: on the library's own threads.

@@ -144,6 +144,7 @@ Operator Operator::from_matrix(const ArrayView& matrix, const Context& context) 
                                   l.front(), ", expected at least ", -10 * rounding));
   for (double& x : l)
     if (x < rounding) x = 0;
+  call.log("Operator::from_matrix", pairs.route);
   return Operator(cpu::make_dense(message("matrix(n=", n, ")"), std::move(l),
                                   std::move(pairs.eigenvectors).on_cpu(context), 10 * rounding));
 }

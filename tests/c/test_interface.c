@@ -33,6 +33,26 @@ static void test_version(void) {
   CHECK(strchr(descramble_version(), '.') != NULL);
 }
 
+// What programs of this ABI version were built with. Whoever changes it raises the version, or, of
+// a struct with a size, goes on taking the former one.
+static void test_layout(void) {
+  CHECK(DESCRAMBLE_ABI_VERSION == 1);
+  if (sizeof(void*) == 8) {
+    CHECK(sizeof(descramble_device) == 8 && sizeof(descramble_array) == 40);
+    CHECK(sizeof(descramble_smoothness_options) == 32);
+    CHECK(sizeof(descramble_descrambler_report) == 96);
+    CHECK(sizeof(descramble_linear_assignment_options) == 24);
+    CHECK(sizeof(descramble_linear_assignment_report) == 88);
+    CHECK(sizeof(descramble_search_options) == 32);
+    CHECK(sizeof(descramble_quadratic_assignment_options) == 64);
+    CHECK(sizeof(descramble_permutation_report) == 56);
+  }
+  CHECK(DESCRAMBLE_BACKEND_ERROR == 4 && DESCRAMBLE_INTERNAL_ERROR == 6);
+  CHECK(DESCRAMBLE_BOOLEAN == 0 && DESCRAMBLE_FLOAT64 == 4 && DESCRAMBLE_CUDA == 1);
+  CHECK(DESCRAMBLE_PATH == 1 && DESCRAMBLE_GAUGE_REFERENCE == 2 && DESCRAMBLE_TIME_LIMIT == 1 &&
+        DESCRAMBLE_WARNING == 1);
+}
+
 static void test_arrays_are_checked(void) {
   descramble_covariance* c = NULL;
   CHECK_OK(descramble_covariance_create(2, NULL, &c));
@@ -763,8 +783,14 @@ typedef struct {
   int calls, cancel_at;
 } poll_state;
 
+// It makes calls of its own.
 static int32_t poll(void* user) {
   poll_state* const state = user;
+  descramble_covariance* c = NULL;
+  CHECK_OK(descramble_covariance_create(2, NULL, &c));
+  CHECK_OK(
+      descramble_covariance_update(c, MATRIX(((const double[]){1, 2}), 1, 2), NULL, NULL, NULL));
+  descramble_covariance_destroy(c);
   return ++state->calls == state->cancel_at;
 }
 
@@ -1007,6 +1033,7 @@ static void test_null_handles(void) {
 int main(void) {
   CHECK(strcmp(descramble_last_error(), "") == 0);
   test_version();
+  test_layout();
   test_null_handles();
   test_arrays_are_checked();
   test_covariance();

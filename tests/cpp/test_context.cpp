@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
+#include <memory_resource>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -117,6 +119,47 @@ TEST(Executor, AnErrorInItsTasksReachesTheCaller) {
   EXPECT_EQ(c.count(), 0);
 }
 
+// Lends the thread that waits for it to another call.
+class Lending final : public Executor {
+ public:
+  explicit Lending(std::function<void()> other) : other_(std::move(other)) {}
+
+  void run(int count, const std::function<void(int)>& task) override {
+    other_();
+    for (int i = 0; i < count; ++i) task(i);
+  }
+
+ private:
+  std::function<void()> other_;
+};
+
+TEST(Executor, AndPollMayMakeCallsOfTheirOwn) {
+  // The call around them is in BLAS, by block Krylov; for those within, by LAPACK with threads of
+  // its own, nobody else may be.
+  Matrix<double> large(1100, 1100, 0);
+  for (std::int64_t i = 0; i < 1100; ++i) large(i, i) = 1 / double(1 + i);
+  const Matrix<double> small = testing::gaussian(260, 260, 7);
+  std::pmr::synchronized_pool_resource memory;
+  std::pmr::memory_resource* const none = std::pmr::new_delete_resource();
+  const Matrix<double> expected = eigh<double>(large.view(), 5, {.threads = 2}).eigenvalues;
+  int calls = 0;
+  const auto call_within = [&](std::pmr::memory_resource* inherited) {
+    EXPECT_EQ(memory_of_call(), inherited);
+    if (calls++ % 4 == 0) eigh<double>(small.view(), 250, {.threads = 2});
+  };
+  Lending executor([&] { call_within(none); });
+  const auto poll = [&] { call_within(&memory); };
+  for (const Context& context : {Context{.threads = 2, .poll = poll, .memory = &memory},
+                                 Context{.threads = 2, .executor = &executor, .memory = &memory}}) {
+    calls = 0;
+    const Eigh<double> found = eigh<double>(large.view(), 5, context);
+    EXPECT_GT(calls, 0);
+    EXPECT_EQ(found.route.driver, "dkrylov");
+    EXPECT_EQ(testing::largest_difference(found.eigenvalues, expected), 0);
+  }
+  EXPECT_EQ(memory_of_call(), none);
+}
+
 struct Line {
   Severity severity;
   std::string text;
@@ -140,6 +183,26 @@ TEST(Log, NamesTheCallAndItsDriver) {
   EXPECT_EQ(lines[0].severity, Severity::info);
   EXPECT_EQ(lines[0].text.find("descramble: "), 0u) << lines[0].text;
   EXPECT_NE(lines[0].text.find("float64"), std::string::npos) << lines[0].text;
+
+  Matrix<double> identity(20, 20, 0);
+  for (std::int64_t i = 0; i < 20; ++i) identity(i, i) = 1;
+  const auto of_operator =
+      lines_of([&](const Context& context) { Operator::from_matrix(identity.view(), context); });
+  ASSERT_EQ(of_operator.size(), 1u);
+  EXPECT_EQ(of_operator[0].text.find("Operator::from_matrix: "), 0u) << of_operator[0].text;
+}
+
+TEST(Log, WhatItThrowsReachesTheCaller) {
+  std::pmr::synchronized_pool_resource memory;
+  const Context context{.memory = &memory, .log = [](Severity, std::string_view) {
+                          throw std::runtime_error("the log is full");
+                        }};
+  EXPECT_THROW(eigh<double>(testing::gaussian(4, 4, 6).view(), {}, context), std::runtime_error);
+  EXPECT_EQ(memory_of_call(), std::pmr::new_delete_resource());
+  EXPECT_EQ(lines_of([](const Context& after) {
+              eigh<double>(testing::gaussian(4, 4, 6).view(), {}, after);
+            }).size(),
+            1u);
 }
 
 TEST(Log, WarnsOfEveryFallback) {

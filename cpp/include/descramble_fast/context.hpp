@@ -43,10 +43,11 @@ class DESCRAMBLE_FAST_EXPORT Executor {
  public:
   virtual ~Executor() = default;
   /// Calls task(0) ... task(count - 1), each at most once, on any threads, that of the caller among
-  /// them, and returns when none of them is running any more. `count` is the number of threads
-  /// that the context asks for, or less: tasks share out the work among themselves, so that all of
-  /// it is done even where only some of them are called, with the same results. Tasks throw nothing
-  /// and wait for nothing. What run throws is ignored, the work then done by the calling thread.
+  /// them, and comes back when none of them is running any more, or still to be called. `count` is
+  /// the number of threads that the context asks for, or less: tasks share out the work among
+  /// themselves, so that all of it is done even where only some of them are called, with the same
+  /// results. Tasks throw nothing and wait for nothing. What run throws is ignored, the work then
+  /// done by the calling thread, which may do other work meanwhile, and call the library in it.
   /// Several calls may come at once, from different threads.
   virtual void run(int count, const std::function<void(int)>& task) = 0;
 };
@@ -60,13 +61,15 @@ struct Context {
   /// Threads to use; 0 takes num_threads().
   int threads = 0;
   /// Called now and then from the calling thread in long work, between steps that can be abandoned.
-  /// It cancels the call by throwing; the call then leaves all state as it was.
+  /// It cancels the call by throwing; the call then leaves all state as it was. Where it calls the
+  /// library itself, on other objects, that call has what its own context leaves open from this.
   std::function<void()> poll = {};
   /// The cudaStream_t that work on a CUDA device is queued on; null: the default stream. Calls
   /// return when their results are there, Covariance::update when its work is queued.
   void* stream = nullptr;
   /// Null: the library's own pool of threads, and LAPACK's where one matrix is large. With an
-  /// executor LAPACK keeps to one thread, and no thread is started.
+  /// executor LAPACK keeps to one thread, and no thread is started. (Functions that take no context
+  /// may use the pool.)
   Executor* executor = nullptr;
   /// Where arrays of the size of matrices come from, on the CPU; null: operator new. Asked from
   /// several threads at once, so it has to be synchronised. Accumulators take theirs from

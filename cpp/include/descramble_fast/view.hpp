@@ -198,11 +198,11 @@ class Matrix {
     for (std::size_t i = 0; i < values().size(); ++i) out.data_[i] = data_[i];
     return out;
   }
-  /// Itself, or a copy on the CPU.
+  /// Itself, or a copy on the CPU, as by to().
   Matrix on_cpu(const Context& context) && {
     return device().kind == DeviceKind::cpu ? std::move(*this) : to({}, context);
   }
-  /// A copy on any device.
+  /// A copy on any device, of memory_of_call() where that is the CPU. The context says the stream.
   Matrix to(Device device, const Context& context) const {
     Matrix out(rows_, columns_, device);
     copy_between(device, out.data(), this->device(), data(),

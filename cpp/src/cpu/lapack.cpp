@@ -160,8 +160,13 @@ Gate& gate() {
   return *instance;
 }
 
+// Of this thread, which would wait for itself where it comes again: from a caller's poll, or while
+// a caller's executor lends it to another call.
+thread_local int guards = 0;
+
 template <class Lock>
 Lock pass() {
+  if (guards > 0) return {};
   const std::lock_guard turn(gate().turnstile);
   return Lock(gate().lock);
 }
@@ -254,14 +259,20 @@ void solve_triangular(std::int64_t m, std::int64_t n, const T* l, std::int64_t l
 
 }  // namespace
 
-SingleBlasThread::SingleBlasThread() : lock_(pass<decltype(lock_)>()) {}
+SingleBlasThread::SingleBlasThread() : lock_(pass<decltype(lock_)>()) { ++guards; }
+
+SingleBlasThread::~SingleBlasThread() { --guards; }
 
 // LAPACK's threads are not the executor's.
 ManyBlasThreads::ManyBlasThreads(int threads) : lock_(pass<decltype(lock_)>()) {
-  set_blas_threads(surroundings().executor != nullptr ? 1 : threads);
+  ++guards;
+  if (lock_.owns_lock()) set_blas_threads(surroundings().executor != nullptr ? 1 : threads);
 }
 
-ManyBlasThreads::~ManyBlasThreads() { set_blas_threads(1); }
+ManyBlasThreads::~ManyBlasThreads() {
+  --guards;
+  if (lock_.owns_lock()) set_blas_threads(1);
+}
 
 void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
           const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta,

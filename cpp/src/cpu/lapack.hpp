@@ -22,10 +22,14 @@ constexpr bool fits_lapack(std::int64_t value) {
 /// While it lives, BLAS runs on the calling thread alone; any number may live at once.
 ///
 /// The thread count of OpenBLAS belongs to the process, so one lock guards it: shared by callers
-/// that bring their own threads, exclusive for a call that wants threads inside BLAS. Do not nest.
+/// that bring their own threads, exclusive for a call that wants threads inside BLAS. Do not nest:
+/// calls within a caller's poll or executor do, whose guards then change nothing.
 class SingleBlasThread {
  public:
   SingleBlasThread();
+  ~SingleBlasThread();
+  SingleBlasThread(const SingleBlasThread&) = delete;
+  SingleBlasThread& operator=(const SingleBlasThread&) = delete;
 
  private:
   std::shared_lock<std::shared_timed_mutex> lock_;

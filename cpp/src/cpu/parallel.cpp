@@ -317,10 +317,13 @@ void run_parallel(int threads, std::int64_t count, Body body, const std::functio
   static const int most = 4 * allowed_cpus();
   const int wanted = int(std::min<std::int64_t>({threads, count, most}));
   if (Executor* const executor = surroundings().executor) {
+    // Meanwhile this thread may be lent to calls that are none of this one.
+    const Surroundings around = std::exchange(surroundings(), {});
     try {
       executor->run(wanted, [&job](int) { job.work(); });
     } catch (...) {  // as where a thread of our own cannot be had
     }
+    surroundings() = around;
     job.work();
   } else {
     job.helpers_wanted = wanted - 1;
