@@ -33,7 +33,10 @@ OPERATORS: dict[str, Callable[[int], Operator]] = {
 }
 
 
-@click.group(name="descramble-fast")
+@click.group(
+    name="descramble-fast",
+    epilog="For build scripts: --cmake-dir or --include-dir says where the C++ library's is.",
+)
 @click.version_option(df.__version__, prog_name="descramble-fast")
 def descramble_fast() -> None:
     """Exact descramblers: orthogonal matrices that make trained layers readable."""
