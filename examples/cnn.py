@@ -56,7 +56,7 @@ def train(network: Network, images: torch.Tensor, labels: torch.Tensor, epochs: 
             part = shuffled[begin : begin + 64]
             loss = nn.functional.cross_entropy(network(images[part]), labels[part])
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
     network.eval()
 

@@ -238,7 +238,7 @@ def train(
             group["lr"] = learning_rate(step, steps)
         optimiser.zero_grad()
         loss = torch.nn.functional.mse_loss(model(traces), samples.targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         running += loss.item()
         if (step + 1) % report_every == 0:

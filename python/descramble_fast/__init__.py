@@ -49,6 +49,7 @@ from descramble_fast._permutation import (
     match_neurons,
     nearest_permutation,
 )
+from descramble_fast._stability import Stability
 from descramble_fast._weights import descramble_weights
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Route",
     "SmoothOrder",
     "SmoothnessDescrambler",
+    "Stability",
     "__version__",
     "apply_permutation",
     "cuda_available",

@@ -217,6 +217,52 @@ def climb_gauge(
     return value
 
 
+def principal(x: Array, center: bool, k: int) -> tuple[Array, Array, Array]:
+    """Moment of rows, its k leading eigenvalues, and their eigenvectors as columns."""
+    C = two_pass(x)[2 if center else 1]
+    values, vectors = np.linalg.eigh(C)
+    return C, values[::-1][:k], vectors[:, ::-1][:, :k]
+
+
+def jackknife(without: Sequence[Any], sizes: Sequence[int]) -> Array:
+    """Standard errors by pseudo-values of parts of any sizes, from estimates without each part."""
+    estimates, total = np.array(without), sum(sizes)
+    center = np.average(estimates, axis=0, weights=[total - size for size in sizes])
+    variance = np.zeros(estimates.shape[1:])
+    for estimate, size in zip(estimates, sizes, strict=True):
+        h = total / size
+        pseudo = h * center - (h - 1) * estimate
+        variance += (pseudo - center) ** 2 / (h - 1) / len(sizes)
+    return np.sqrt(variance)
+
+
+def leave_one_out(parts: Sequence[Array], L: Array, center: bool, k: int) -> dict[str, Array]:
+    """Sampling errors and held-out roughness, each from the samples themselves and a dense P."""
+    sizes = [len(part) for part in parts]
+    modes = np.linalg.eigh(L)[1][:, :k]
+    whole = principal(np.concatenate(parts), center, k)[2]
+    costs, spectra, gaps, raw, transferred, optimum = [], [], [], [], [], []
+    for j, part in enumerate(parts):
+        others = np.concatenate([*parts[:j], *parts[j + 1 :]])
+        C, c, U = principal(others, center, k)
+        costs.append(cost(L, modes @ U.T, C))
+        spectra.append(c)
+        weight = (sum(sizes) / len(part) - 1) / len(parts)
+        gaps.append([weight * (1 - (U[:, i] @ whole[:, i]) ** 2) for i in range(k)])
+        own, _, own_U = principal(part, center, k)
+        raw.append(np.trace(L @ own))
+        transferred.append(cost(L, modes @ U.T, own))
+        optimum.append(cost(L, modes @ own_U.T, own))
+    return {
+        "cost_error": jackknife(costs, sizes),
+        "eigenvalue_errors": jackknife(spectra, sizes),
+        "overlap": np.maximum(1 - np.sum(gaps, axis=0), 0),
+        "raw": np.array(raw),
+        "transferred": np.array(transferred),
+        "optimum": np.array(optimum),
+    }
+
+
 # Assignments --------------------------------------------------------------------------------------
 
 
