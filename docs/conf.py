@@ -1,6 +1,9 @@
 """The site of these pages and of the reference: ``sphinx-build -W --keep-going docs build/docs``.
 
-Needs doxygen, the package itself and its extra ``docs``; nothing is fetched from a network.
+Needs doxygen, the package itself and its extra ``docs``; nothing is fetched from a network. The
+scripts of ``examples/gallery`` run and assert what their pages claim: with the variable
+DESCRAMBLE_FAST_QUICK set in a minute or two, otherwise in about ten. ``-D plot_gallery=0`` leaves
+them out.
 """
 
 from __future__ import annotations
@@ -32,7 +35,14 @@ version = release = df.__version__
 
 # Formulas are written in Unicode, which help() shows as well: pages need no MathJax, which Sphinx
 # would have browsers load from elsewhere.
-extensions = ["breathe", "myst_parser", "sphinx.ext.autodoc", "numpydoc", "sphinx_click"]
+extensions = [
+    "breathe",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "numpydoc",
+    "sphinx_click",
+    "sphinx_gallery.gen_gallery",
+]
 html_theme = "furo"
 html_title = f"descramble_fast {version}"
 html_copy_source = False
@@ -61,6 +71,18 @@ numpydoc_xref_aliases = (
 breathe_projects = {"descramble_fast": str(_XML)}
 breathe_default_project = "descramble_fast"
 breathe_domain_by_extension = {"h": "c", "hpp": "cpp"}
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(_ROOT / "examples" / "gallery"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "min_reported_time": 1,
+    "show_signature": False,
+    "capture_repr": (),  # only what is printed
+}
 
 _DOXYGEN = f"""
 INPUT = "{_ROOT}/cpp/include"

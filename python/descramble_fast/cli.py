@@ -90,7 +90,7 @@ def demo(
     an order of layer 1's neurons, prints what they achieve and what the control shows, and writes
     layer1.png, layer2.png, components.png, order.png and summary.json.
     """
-    from descramble_fast import plot
+    from descramble_fast.demo.figures import draw
 
     if threads is not None:
         df.set_num_threads(threads)
@@ -104,12 +104,12 @@ def demo(
     _report(found)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        figures = plot.draw(found, output)
+        drawn = draw(found, output)
         text = json.dumps(work.summary(found), indent=2, ensure_ascii=False, allow_nan=False)
         (output / "summary.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"--output: {output}: {error.strerror or error}") from error
-    names = [figure.name for figure in figures] + ["summary.json"]
+    names = [path.name for path in drawn] + ["summary.json"]
     click.echo(f"written  {', '.join(names)} in {output}")
 
 

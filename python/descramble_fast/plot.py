@@ -1,347 +1,405 @@
-"""Figures of the demonstration: every network beside its control. Needs matplotlib."""
+"""Pictures of layers, with matplotlib. Each function draws on axes that are given or on new ones.
+
+Weights and correlations have diverging colours about 0, power has a sequential scale, and curves
+the colours of Okabe and Ito: all three can be told apart with any kind of colour vision.
+"""
 
 from __future__ import annotations
 
-import textwrap
-from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from descramble_fast import demo
+from descramble_fast._arrays import Array, Floats, integer, on_host
+from descramble_fast._covariance import Covariance
+from descramble_fast._descramble import Descrambler, SmoothnessDescrambler
 
-__all__ = ["draw", "draw_components", "draw_layer", "draw_order"]
+__all__ = ["modes", "order", "report", "spectrum", "weights"]
 
-DPI = 150
-STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
-    "axes.linewidth": 0.8,
-}
+SIGNED, POSITIVE = "RdBu_r", "magma"
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LIMIT = 3.0  # of weights, in units of their root mean square
 DECIBELS = (-30.0, 30.0)
-Extent = tuple[float, float, float, float]
 
 
-def draw(found: demo.Analysis, folder: Path) -> list[Path]:
-    """Draw everything.
-
-    Parameters
-    ----------
-    found : Analysis
-    folder : Path
-        It must exist.
-
-    Returns
-    -------
-    list of Path
-        ``layer1.png``, ``layer2.png``, ``components.png`` and ``order.png`` in `folder`.
-    """
-    with matplotlib.rc_context(STYLE):
-        figures = {
-            "layer1.png": draw_layer(found, 0),
-            "layer2.png": draw_layer(found, 1),
-            "components.png": draw_components(found),
-            "order.png": draw_order(found),
-        }
-        paths = [folder / name for name in figures]
-        for path, figure in zip(paths, figures.values(), strict=True):
-            figure.savefig(path, dpi=DPI)
-    return paths
-
-
-def draw_layer(found: demo.Analysis, index: int) -> Figure:
-    """Weights raw and descrambled as images beside their spectra; the control in the second row.
+def weights(
+    W: Array,
+    *,
+    ax: Axes | None = None,
+    x: Array | None = None,
+    y: Array | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draw weights as an image, between -3 and 3 of their root mean square.
 
     Parameters
     ----------
-    found : Analysis
-    index : {0, 1}
-        W1 with its neurons on the vertical axis, or W2 with its neurons on the horizontal one.
+    W : array, (n, m)
+        Neurons on the vertical axis, the first one on top.
+    ax : Axes, optional
+        Where to draw; a new figure by default, with a bar of colours.
+    x, y : array, optional
+        Coordinates of the columns and of the rows: of all, or of the first and the last.
+    title : str, optional
 
     Returns
     -------
-    Figure
+    Axes
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array of real numbers.
+    ValueError
+        If `W` is no matrix, is empty, or holds NaN or infinity, or coordinates do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> ax = df.plot.weights(np.eye(4), title="one neuron for each input")
+    >>> ax.get_title()
+    'one neuron for each input'
     """
-    figure = Figure(figsize=(12, 8.1), layout="constrained")
-    panels, caption = _split(figure, 2, 1, height_ratios=[6.5, 1.55])
-    rows = _split(panels, 2, 1)
-    for row, analysis in zip(rows, (found.trained, found.control), strict=True):
-        row.suptitle(_heading(analysis, found), fontweight="bold", fontsize=12)
-        _layer_row(row, analysis.layers[index], found.network, index)
-    n = found.trained.layers[index].neurons
-    low, high = demo.band(n)
-    legend = (
-        f"Dashed: the central band, −{n // 2 - low} to {high - 1 - n // 2} cycles per {n} neurons. "
-        "Rel norm: squared spectral norms of the two parts beyond it over that of the whole. "
-        f"Outside: share of the energy beyond it; {1 - (high - low) / n:.2f} for white noise."
+    matrix = _matrix("W", W)
+    rms = float(np.sqrt(np.mean(matrix**2))) or 1.0
+    extent = (
+        *_edges("x", x, matrix.shape[1]),
+        *_edges("y", y, matrix.shape[0])[::-1],
     )
-    _caption(caption, f"{legend}\n{demo.reading(found)[('layer1', 'layer2')[index]]}")
-    return figure
-
-
-def _split(figure: Figure | SubFigure, rows: int, columns: int, **ratios: Any) -> list[SubFigure]:
-    return list(np.ravel(np.asarray(figure.subfigures(rows, columns, **ratios))))
-
-
-def _heading(analysis: demo.NetworkAnalysis, found: demo.Analysis) -> str:
-    return f"{analysis.name}, the control" if analysis is found.control else analysis.name
-
-
-def _layer_row(row: SubFigure, layer: demo.Layer, network: demo.Network, index: int) -> None:
-    symbols = (("W1", "P W1"), ("W2", "W2 Pᵀ"))[index]
-    axis = (network.input_axis, network.output_axis)[index]
-    upright = index == 0
-    left, right = _split(row, 1, 2)
-    matrices = layer.raw_weights, layer.descrambled_weights
-    rms = float(np.sqrt(np.mean(layer.raw_weights**2)))
-    panels = left.subplots(1, 2, sharey=True)
-    for panel, matrix, symbol, state in zip(
-        panels, matrices, symbols, ("raw", "descrambled"), strict=True
-    ):
-        image = _weights(panel, matrix / rms, axis, upright=upright)
-        panel.set_title(f"{symbol} {state}\nrms {rms:.3g}")
-    left.colorbar(image, ax=panels, label="weight / rms", extend="both", pad=0.02)
-    spectra = right.subplots(1, 2, sharey=True)
-    for panel, matrix, symbol, measure in zip(
-        spectra, matrices, symbols, (layer.raw, layer.descrambled), strict=True
-    ):
-        image = _spectrum(panel, matrix, axis, upright=upright)
-        panel.set_title(
-            f"spectrum of {symbol}\nRel norm {measure.rel_norm:.2f}, outside {measure.outside:.2f}"
-        )
-    right.colorbar(image, ax=spectra, label="power / mean (dB)", extend="both", pad=0.02)
-    for panel in (panels[1], spectra[1]):
-        panel.set_ylabel("")
-
-
-def _weights(panel: Any, matrix: NDArray[Any], axis: demo.Axis, *, upright: bool) -> Any:
-    """Draw a matrix that has its neurons on the first axis; `upright` puts them vertically."""
-    half, n = axis.step / 2, len(matrix)
-    along: Extent = (axis.start - half, axis.stop + half, n - 0.5, -0.5)
-    across: Extent = (-0.5, n - 0.5, axis.start - half, axis.stop + half)
+    panel, new = _panel(ax)
     image = panel.imshow(
-        matrix if upright else matrix.T,
-        cmap="RdBu_r",
-        vmin=-LIMIT,
-        vmax=LIMIT,
-        aspect="auto",
-        interpolation="nearest",
-        extent=along if upright else across,
-        origin="upper" if upright else "lower",
+        matrix / rms, cmap=SIGNED, vmin=-LIMIT, vmax=LIMIT, extent=extent, **_IMAGE
     )
-    _name(panel, ("neuron", _label(axis)), upright)
-    return image
+    _name(panel, "input", "neuron", title)
+    if new:
+        panel.figure.colorbar(image, ax=panel, label="weight / rms", extend="both")
+    return panel
 
 
-def _spectrum(panel: Any, matrix: NDArray[Any], axis: demo.Axis, *, upright: bool) -> Any:
-    """Draw the shifted spectral power in decibels; dashed lines bound the central band."""
+def spectrum(W: Array, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Draw the two-dimensional power spectrum of weights, in decibels over its mean.
+
+    Parameters
+    ----------
+    W : array, (n, m)
+        Neurons on the first axis. Frequencies run from minus a half to a half of the length, with
+        0 in the centre.
+    ax : Axes, optional
+        Where to draw; a new figure by default, with a bar of colours.
+    title : str, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `weights`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> ax = df.plot.spectrum(np.cos(np.arange(16))[:, None] * np.ones(8))
+    >>> ax.get_xlabel()
+    'cycles per 8 inputs'
+    """
+    matrix = _matrix("W", W)
+    n, m = matrix.shape
     power = np.abs(np.fft.fftshift(np.fft.fft2(matrix))) ** 2
-    n, m = power.shape
-    decibels = 10 * np.log10(np.maximum(power / power.mean(), 1e-30))
-    neurons = -(n // 2) - 0.5, (n - 1) // 2 + 0.5
-    unit = 1 / (m * axis.step) if axis.unit else 1.0
-    other = (-(m // 2) - 0.5) * unit, ((m - 1) // 2 + 0.5) * unit
+    decibels = 10 * np.log10(np.maximum(power / (power.mean() or 1.0), 1e-30))
+    extent = (-(m // 2) - 0.5, (m - 1) // 2 + 0.5, -(n // 2) - 0.5, (n - 1) // 2 + 0.5)
+    panel, new = _panel(ax)
+    low, high = DECIBELS
     image = panel.imshow(
-        decibels if upright else decibels.T,
-        cmap="magma",
-        vmin=DECIBELS[0],
-        vmax=DECIBELS[1],
-        aspect="auto",
-        interpolation="nearest",
-        extent=(*other, *neurons) if upright else (*neurons, *other),
-        origin="lower",
+        decibels, cmap=POSITIVE, vmin=low, vmax=high, extent=extent, origin="lower", **_IMAGE
     )
-    for edge in demo.band(n):
-        line = panel.axhline if upright else panel.axvline
-        line(edge - n // 2 - 0.5, color="white", linewidth=1, linestyle=(0, (4, 3)))
-    _name(panel, (f"cycles per {n} neurons", _frequency(axis)), upright)
-    return image
+    _name(panel, f"cycles per {m} inputs", f"cycles per {n} neurons", title)
+    if new:
+        panel.figure.colorbar(image, ax=panel, label="power / mean (dB)", extend="both")
+    return panel
 
 
-def _label(axis: demo.Axis) -> str:
-    return axis.label.replace("/ us", "/ µs")
+def modes(
+    curves: Array | SmoothnessDescrambler,
+    *,
+    k: int = 6,
+    grid: Array | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draw the first columns of a matrix as curves, each above the next.
+
+    Parameters
+    ----------
+    curves : array, (n, m), or SmoothnessDescrambler
+        Of a descrambler its principal components, with their shares of the second moment.
+    k : int
+        How many, from 1; no more than there are are drawn.
+    grid : array, (n,), optional
+        Where the entries stand; 0, 1, ... by default.
+    ax : Axes, optional
+        Where to draw; a new figure by default.
+    title : str, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `weights`, and where `k` is no positive integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> ax = df.plot.modes(df.operators.fourier(16).modes(), k=3)
+    >>> len(ax.lines)
+    3
+    """
+    k = integer("k", k)
+    if k < 1:
+        raise ValueError(f"k: got {k}, expected at least 1")
+    if isinstance(curves, SmoothnessDescrambler):
+        matrix, c = _matrix("curves", curves.components), on_host(curves.eigenvalues)
+        labels = [f"{i + 1}: {share:.2g}" for i, share in enumerate(c / (c.sum() or 1.0))]
+        axis = "component: its share of all that were found"
+    else:
+        matrix = _matrix("curves", curves)
+        labels = [str(i + 1) for i in range(matrix.shape[1])]
+        axis = "curve"
+    n = len(matrix)
+    places = np.arange(n) if grid is None else _vector("grid", grid)
+    if len(places) != n:
+        raise ValueError(f"grid: got {len(places)} places, expected {n}")
+    matrix = matrix[:, :k]
+    step = 2.2 * float(np.abs(matrix).max()) or 1.0
+    heights = -step * np.arange(matrix.shape[1])
+    panel, _ = _panel(ax)
+    panel.hlines(heights, places.min(), places.max(), colors="0.85", linewidths=0.8, zorder=0)
+    for i, height in enumerate(heights):
+        panel.plot(places, matrix[:, i] + height, color=LINES[i % len(LINES)], linewidth=1.4)
+    panel.set_yticks(heights, labels[: len(heights)])
+    panel.margins(x=0)
+    panel.set(xlabel="neuron" if grid is None else "", ylabel=axis, title=title or "")
+    return panel
 
 
-def _frequency(axis: demo.Axis) -> str:
-    if axis.unit == "us":
-        return "frequency / MHz"
-    return f"cycles / {axis.unit}" if axis.unit else f"cycles per {axis.count}"
+def order(
+    covariance: Covariance, permutation: Array, *, axes: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Draw the correlations of a layer's neurons as they stand, and in another order.
+
+    Parameters
+    ----------
+    covariance : Covariance
+        Of n neurons.
+    permutation : array of int, (n,)
+        Neuron ``permutation[i]`` moves to place i, as `SmoothOrder` has it.
+    axes : array of 2 Axes, optional
+        Where to draw; a new figure by default, with a bar of colours.
+
+    Returns
+    -------
+    array of 2 Axes
+
+    Raises
+    ------
+    TypeError
+        If `covariance` is no Covariance.
+    ValueError
+        If `permutation` is none of n, or there is no mean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> x = np.random.default_rng(0).normal(size=(100, 5))
+    >>> r = df.descramble_permutation(x)
+    >>> df.plot.order(df.Covariance.from_samples(x), r.permutation).shape
+    (2,)
+    """
+    if not isinstance(covariance, Covariance):
+        kind = type(covariance).__name__
+        raise TypeError(f"covariance: got {kind}, expected a Covariance")
+    places, n = on_host(permutation), covariance.n_features
+    if places.shape != (n,) or not np.array_equal(np.sort(places), np.arange(n)):
+        raise ValueError(
+            f"permutation: got shape {places.shape}, expected each of 0 ... {n - 1} once"
+        )
+    moments = on_host(covariance.covariance())
+    deviation = np.sqrt(np.diag(moments))
+    scale = np.outer(deviation, deviation)
+    correlation = np.divide(moments, scale, out=np.zeros_like(moments), where=scale > 0)
+    panels, new = _panels(axes, (2,), (8, 3.8))
+    for panel, shown, title in (
+        (panels[0], correlation, "as they stand"),
+        (panels[1], correlation[np.ix_(places, places)], "in order"),
+    ):
+        image = panel.imshow(shown, cmap=SIGNED, vmin=-1, vmax=1, **_IMAGE)
+        _name(panel, "place", "place", title)
+    if new:
+        panels[0].figure.colorbar(image, ax=list(panels), label="correlation of neurons")
+    return panels
 
 
-def _name(panel: Any, labels: tuple[str, str], upright: bool) -> None:
-    vertical, horizontal = labels if upright else labels[::-1]
-    panel.set_xlabel(horizontal)
-    panel.set_ylabel(vertical)
+def report(
+    d: Descrambler,
+    W: Array,
+    *,
+    control: tuple[Descrambler, Array] | None = None,
+    axes: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """Draw a layer raw and descrambled, its spectrum, and the eigenvalues; a control below.
+
+    Parameters
+    ----------
+    d : Descrambler
+        Of the n neurons that are the rows of `W`.
+    W : array, (n, m)
+    control : pair of Descrambler and array, optional
+        The same of the control, e.g. the untrained network on the same data.
+    axes : array of Axes, (rows, 4), optional
+        Where to draw, a row for each network; a new figure by default.
+
+    Returns
+    -------
+    array of Axes, (1, 4) or (2, 4)
+        Weights as they stand, P W, its spectrum, and the descrambler's eigenvalues; those of W Wᵀ
+        where the criterion has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `weights`, and where `W` does not fit `d` or `axes` do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import descramble_fast as df
+    >>> W = np.random.default_rng(0).normal(size=(8, 12))
+    >>> df.plot.report(df.descramble_weights(W), W).shape
+    (1, 4)
+    """
+    if not isinstance(d, Descrambler):
+        raise TypeError(f"d: got {type(d).__name__}, expected a Descrambler")
+    rows = [("", d, _matrix("W", W))]
+    if control is not None:
+        if not (isinstance(control, tuple) and len(control) == 2):
+            raise TypeError(f"control: got {type(control).__name__}, expected a pair of d and W")
+        if not isinstance(control[0], Descrambler):
+            kind = type(control[0]).__name__
+            raise TypeError(f"control: got {kind} as its first, expected a Descrambler")
+        rows.append(("control:\n", control[0], _matrix("control", control[1])))
+    panels, new = _panels(axes, (len(rows), 4), (13, 3.4 * len(rows)))
+    for line, (name, found, matrix) in zip(panels, rows, strict=True):
+        read = on_host(found.transform_weight(np.ascontiguousarray(matrix)))
+        weights(matrix, ax=line[0], title=f"{name}W")
+        weights(read, ax=line[1], title=f"{name}P W")
+        spectrum(read, ax=line[2], title=f"{name}spectrum of P W")
+        if isinstance(found, SmoothnessDescrambler):
+            c = on_host(found.eigenvalues)
+        else:
+            c = np.linalg.svd(matrix, compute_uv=False) ** 2
+        positive = c > c[0] * 1e-16
+        line[3].semilogy(
+            1 + np.flatnonzero(positive), c[positive] / c[0], ".-", color=LINES[0], linewidth=1
+        )
+        line[3].set(
+            xlabel="component",
+            ylabel="eigenvalue / largest",
+            title=f"{name}{_achieved(found)}",
+        )
+        line[3].grid(alpha=0.3)
+    if new:
+        figure = panels[0, 0].figure
+        for column, label in ((1, "weight / rms"), (2, "power / mean (dB)")):
+            image = panels[0, column].images[0]
+            figure.colorbar(
+                image, ax=list(panels[:, column]), label=label, extend="both", location="bottom"
+            )
+    return panels
+
+
+def _achieved(d: Descrambler) -> str:
+    if d.criterion == "smoothness":
+        return f"{d.cost / d.initial_cost:.2g} of the roughness left"
+    return f"{d.criterion}: {d.initial_cost:.3g}, now {d.cost:.3g}"
+
+
+_IMAGE: Any = {"aspect": "auto", "interpolation": "nearest"}
+
+
+def _matrix(argument: str, array: Array) -> Floats:
+    matrix = _real(argument, array)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"{argument}: got shape {matrix.shape}, expected a matrix")
+    return matrix
+
+
+def _vector(argument: str, array: Array) -> Floats:
+    vector = _real(argument, array)
+    if vector.ndim != 1:
+        raise ValueError(f"{argument}: got shape {vector.shape}, expected one axis")
+    return vector
+
+
+def _real(argument: str, array: Array) -> Floats:
+    try:
+        found = on_host(array)
+        if found.dtype.kind == "c":
+            raise TypeError
+        found = found.astype(np.float64)
+    except (TypeError, ValueError):
+        kind = type(array).__name__
+        raise TypeError(f"{argument}: got {kind}, expected an array of real numbers") from None
+    if not np.isfinite(found).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(found))[0])
+        raise ValueError(f"{argument}: got {found[place]} at {place}, expected finite numbers")
+    return found
+
+
+def _edges(argument: str, coordinates: Array | None, count: int) -> tuple[float, float]:
+    """Outer edges of an image whose pixels have their centres at coordinates."""
+    places = np.arange(count) if coordinates is None else _vector(argument, coordinates)
+    if len(places) not in (2, count):
+        raise ValueError(f"{argument}: got {len(places)} coordinates, expected {count} or 2")
+    first, last = float(places[0]), float(places[-1])
+    half = (last - first) / (count - 1) / 2 if count > 1 else 0.5
+    return first - half, last + half
+
+
+def _panel(ax: Axes | None) -> tuple[Axes, bool]:
+    """Axes to draw on, and whether they are new."""
+    if ax is None:
+        return plt.subplots(figsize=(5, 4), layout="constrained")[1], True
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax: got {type(ax).__name__}, expected matplotlib Axes")
+    return ax, False
+
+
+def _panels(
+    axes: NDArray[Any] | None, shape: tuple[int, ...], size: tuple[float, float]
+) -> tuple[NDArray[Any], bool]:
+    if axes is None:
+        rows, columns = (1, *shape)[-2:]
+        figure = plt.figure(figsize=size, layout="constrained")
+        return np.asarray(figure.subplots(rows, columns, squeeze=False)).reshape(shape), True
+    panels = np.asarray(axes)
+    if panels.shape != shape:
+        raise ValueError(f"axes: got shape {panels.shape}, expected {shape}")
+    return panels, False
+
+
+def _name(panel: Axes, horizontal: str, vertical: str, title: str | None) -> None:
+    panel.set(xlabel=horizontal, ylabel=vertical, title=title or "")
     panel.xaxis.set_major_locator(MaxNLocator(5))
     panel.yaxis.set_major_locator(MaxNLocator(5))
-
-
-def draw_components(found: demo.Analysis) -> Figure:
-    """Leading principal components of the output layer's data beside Chebyshev polynomials.
-
-    Parameters
-    ----------
-    found : Analysis
-
-    Returns
-    -------
-    Figure
-    """
-    figure = Figure(figsize=(12, 9.1), layout="constrained")
-    panels, caption = _split(figure, 2, 1, height_ratios=[7.5, 1.4])
-    rows = _split(panels, 2, 1)
-    for row, analysis in zip(rows, (found.trained, found.control), strict=True):
-        row.suptitle(_heading(analysis, found), fontweight="bold", fontsize=12)
-        curves, matrices = _split(row, 1, 2, width_ratios=[1.1, 1])
-        _curves(curves, analysis.components, found.network.output_axis)
-        _products(matrices, analysis.components)
-    n, d = found.trained.components.polynomials.shape
-    legend = (
-        f"PC: eigenvectors of the second moment of W2 f(W1 x). T0...T{d - 1}: Chebyshev "
-        f"polynomials at {n} even steps of [−1, 1], C0...C{d - 1}: cosines (DCT-II modes), as "
-        "unit vectors."
-    )
-    _caption(caption, f"{legend}\n{demo.reading(found)['components']}")
-    return figure
-
-
-def _curves(part: SubFigure, found: demo.Components, axis: demo.Axis) -> None:
-    k = found.components.shape[1]
-    columns = min(3, k)
-    panels = part.subplots(-(-k // columns), columns, sharex=True, sharey=True, squeeze=False)
-    grid = np.linspace(axis.start, axis.stop, axis.count)
-    lines: list[Any] = []
-    for i, panel in enumerate(panels.flat):
-        if i >= k:
-            panel.set_axis_off()
-            continue
-        lines = panel.plot(grid, found.components[:, i], color="#0b5fa5", linewidth=1.4)
-        title = f"PC {i + 1}:"
-        for symbol, family, products, colour, dashes in (
-            ("T", found.polynomials, found.chebyshev, "#d95f02", "--"),
-            ("C", found.cosines, found.cosine, "#3a9d5d", ":"),
-        ):
-            best = int(products[i].argmax())
-            sign = -1.0 if family[:, best] @ found.components[:, i] < 0 else 1.0
-            lines += panel.plot(
-                grid, sign * family[:, best], color=colour, linewidth=1.4, linestyle=dashes
-            )
-            title += f"  {symbol}{best} {products[i, best]:.2f}"
-        panel.set_title(title, fontsize=10)
-        panel.axhline(0, color="0.8", linewidth=0.7, zorder=0)
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-    part.supxlabel(_label(axis), fontsize=11)
-    part.supylabel("entry of a unit vector", fontsize=11)
-    part.legend(
-        lines,
-        ["PC of W2 f(W1 x)", "best Chebyshev T", "best cosine C"],
-        loc="outside upper center",
-        ncols=3,
-        frameon=False,
-    )
-
-
-def _products(part: SubFigure, found: demo.Components) -> None:
-    k, d = found.chebyshev.shape
-    panels = part.subplots(1, 2, sharey=True)
-    for panel, products, name in zip(
-        panels, (found.chebyshev, found.cosine), ("Chebyshev T", "cosines C"), strict=True
-    ):
-        image = panel.imshow(products, cmap="viridis", vmin=0, vmax=1)
-        panel.set_xticks(range(d), [f"{name[-1]}{j}" for j in range(d)])
-        panel.set_yticks(range(k), [f"PC {i + 1}" for i in range(k)])
-        panel.set_title(f"{name}\nmean of row maxima {products.max(axis=1).mean():.2f}")
-        for (i, j), value in np.ndenumerate(products):
-            panel.text(
-                j,
-                i,
-                f"{value:.1f}".removeprefix("0"),
-                color="black" if value > 0.6 else "white",
-                ha="center",
-                va="center",
-                fontsize=8.5,
-            )
-    part.colorbar(image, ax=panels, label="|inner product|", location="bottom", shrink=0.7)
-
-
-def draw_order(found: demo.Analysis) -> Figure:
-    """W1 and its neurons' distances in the given order and reordered; the control below.
-
-    Parameters
-    ----------
-    found : Analysis
-
-    Returns
-    -------
-    Figure
-    """
-    figure = Figure(figsize=(12, 8.6), layout="constrained")
-    panels, caption = _split(figure, 2, 1, height_ratios=[6.7, 1.9])
-    rows = _split(panels, 2, 1)
-    for row, analysis in zip(rows, (found.trained, found.control), strict=True):
-        row.suptitle(_heading(analysis, found), fontweight="bold", fontsize=12)
-        _order_row(row, analysis.order, found.network.input_axis)
-    legend = (
-        "Left: weights, a row for each neuron; reordered, the same rows stand elsewhere. Right: "
-        "how much the signals W1 x of each two neurons differ, as the root mean square over the "
-        "samples divided by its mean over all pairs. Roughness adds the squares next to the "
-        "diagonal."
-    )
-    _caption(caption, f"{legend}\n{demo.reading(found)['order']}")
-    return figure
-
-
-def _order_row(row: SubFigure, order: demo.NeuronOrder, axis: demo.Axis) -> None:
-    left, right = _split(row, 1, 2)
-    rms = float(np.sqrt(np.mean(order.raw_weights**2)))
-    panels = left.subplots(1, 2, sharey=True)
-    for panel, matrix, title in zip(
-        panels,
-        (order.raw_weights, order.reordered.W1),
-        (
-            "W1, given order\ndifferences of rows: 1",
-            f"W1, reordered\ndifferences of rows: {order.weights_remaining:.2f}",
-        ),
-        strict=True,
-    ):
-        image = _weights(panel, matrix / rms, axis, upright=True)
-        panel.set_title(title)
-    left.colorbar(image, ax=panels, label="weight / rms", extend="both", pad=0.02)
-    panels[0].set_ylabel("place of neuron")
-    panels[1].set_ylabel("")
-    p = order.permutation
-    squares = right.subplots(1, 2, sharey=True)
-    n = len(p)
-    mean = float(order.distances.sum()) / (n * (n - 1)) or 1.0
-    for panel, distances, title in zip(
-        squares,
-        (order.distances, order.distances[np.ix_(p, p)]),
-        (
-            "signals, given order\nroughness: 1",
-            f"signals, reordered\nroughness: {order.remaining:.2g}",
-        ),
-        strict=True,
-    ):
-        image = panel.imshow(
-            distances / mean, cmap="viridis", vmin=0, vmax=2, interpolation="nearest", aspect="auto"
-        )
-        panel.set_title(title)
-        _name(panel, ("place of neuron", "place of neuron"), upright=True)
-    squares[1].set_ylabel("")
-    right.colorbar(image, ax=squares, label="difference of signals / mean", extend="max", pad=0.02)
-
-
-def _caption(part: SubFigure, text: str) -> None:
-    for symbols in ("P W1", "W2 Pᵀ"):
-        text = text.replace(symbols, symbols.replace(" ", "\u00a0"))
-    wrapped = "\n".join(textwrap.fill(paragraph, 145) for paragraph in text.splitlines())
-    part.text(0.01, 0.97, wrapped, fontsize=10.5, va="top", ha="left", linespacing=1.25)

@@ -355,12 +355,12 @@ def test_words_about_the_order_follow_from_the_numbers(found: demo.Analysis) -> 
 
 def test_figure_of_the_order(found: demo.Analysis, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the demo extra")
-    from descramble_fast import plot
+    from descramble_fast.demo import figures
 
-    paths = plot.draw(found, tmp_path)
+    paths = figures.draw(found, tmp_path)
     assert {path.name for path in paths} >= {"order.png", "layer1.png"}
     assert (tmp_path / "order.png").read_bytes().startswith(b"\x89PNG")
-    figure = plot.draw_order(found)
+    figure = figures.draw_order(found)
     axes = [axis for row in figure.subfigs[0].subfigs for axis in _panels(row)]
     images = [np.asarray(axis.images[0].get_array()) for axis in axes if axis.images]
     assert len(images) == 8

@@ -14,7 +14,7 @@ import pytest
 import descramble_fast as df
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 API = ROOT / "docs" / "api"
 
 
@@ -34,7 +34,9 @@ def run(page: Path, **given: Any) -> dict[str, Any]:
 
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)  # it writes a report
+    np.save("activations.npy", np.random.default_rng(0).normal(size=(200, 8)))
     names = run(ROOT / "README.md")
     assert names["d"].cost < names["d"].initial_cost
     assert names["r"].cost < names["r"].initial_cost
@@ -64,6 +66,24 @@ def test_the_page_on_models_runs(
     page = (ROOT / "docs" / "models.md").read_text()
     (table,) = re.findall(r"^```text\n(layer  neurons.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert table in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["concepts.md", "how-to.md"])
+def test_the_guides_run_and_print_what_they_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / name
+    run(page)
+    printed = " ".join(capsys.readouterr().out.split())
+    for said in re.findall(r"^ *print\(.*\)  # (.+)$", "\n".join(blocks(page)), re.MULTILINE):
+        assert said in printed
+
+
+def test_no_python_on_a_page_goes_untested() -> None:
+    tested = {"README.md", "models.md", "index.md", "concepts.md", "how-to.md"}
+    assert {page.name for page in PAGES if any(blocks(page))} == tested
 
 
 def test_the_front_page_runs() -> None:
@@ -134,8 +154,52 @@ def test_every_variable_of_the_environment_is_described() -> None:
     assert set(re.findall(rf"`({known})`", (API / "environment.md").read_text())) == read
 
 
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as links have them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
-    for link in links:
-        assert (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), f"{link}#{anchor}"
+
+
+def shell(page: Path) -> list[str]:
+    """Commands of a page, one a line, without what follows a pipe or a comment."""
+    text = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in re.split(r"&&|\|| #", line) if part.strip()]
+
+
+COMMANDS = [command for page in PAGES for command in shell(page)]
+OURS = [c.split()[1:] for c in COMMANDS if c.split()[0].endswith("descramble-fast")]
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_commands_have_the_options_that_pages_use(words: list[str]) -> None:
+    pytest.importorskip("click")
+    from descramble_fast.cli import descramble_fast
+
+    name, *arguments = words
+    used = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    if name == "bench":  # it reads its arguments in a process of its own
+        source = (ROOT / "bench" / "suite.py").read_text()
+        assert used <= set(re.findall(r'add\(\s*"(--[\w-]+)"', source))
+    else:
+        known = descramble_fast.commands[name].params
+        assert used <= {option for parameter in known for option in parameter.opts}
+
+
+def test_extras_that_pages_name_exist() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    known = set(re.findall(r"^(\w+) = \[", text.split("[project.optional-dependencies]")[1], re.M))
+    named = [e for command in COMMANDS for e in re.findall(r"\.?\[([\w,]+)\]\"", command)]
+    assert named
+    assert {extra for extras in named for extra in extras.split(",")} <= known | {"nvcc"}
