@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 # %%
-# The network :math:`\sigma(W_2 \tanh(W_1 x))` comes with the package, with its weights before
+# The network σ(W₂ tanh(W₁ x)) comes with the package, with its weights before
 # training and 4096 traces that it never saw. A trace has 256 points over 4 µs, the first layer 80
 # neurons, the output 256 distances. Nothing is trained here.
 network, samples = demo.load_network(), demo.open_samples()
@@ -42,7 +42,7 @@ L, T = np.asarray(operator.apply(np.eye(n))), np.asarray(operator.modes())
 # %%
 # The iterative route
 # -------------------
-# As published: the Cayley chart :math:`P = (I + A)^{-1}(I - A) P_0` over skew-symmetric A, and
+# As published: the Cayley chart P = (I + A)⁻¹ (I - A) P₀ over skew-symmetric A, and
 # L-BFGS with the exact gradient from A = 0. The division by the first cost only sets its scale.
 def roughness(P: Array, L: Array, C: Array) -> float:
     """Return tr(L P C Pᵀ)."""
@@ -76,11 +76,11 @@ def iterative(start: Array, L: Array, C: Array, steps: int = STEPS) -> tuple[Arr
 
 
 # %%
-# "Reparameterised" we take to mean the same chart over Q in :math:`P = T Q U^\top`: in the bases of
+# "Reparameterised" we take to mean the same chart over Q in P = T Q Uᵀ: in the bases of
 # modes T and components U both matrices are diagonal, and Q = I is already the answer. It therefore
 # starts from a random rotation. This is our reading; the published text could not be consulted.
 #
-# "Rel norm" takes the shifted two-dimensional spectrum of :math:`P W_1`: the squared spectral norms
+# "Rel norm" takes the shifted two-dimensional spectrum of P W₁: the squared spectral norms
 # of its rows beyond the central band of neuron frequencies, over that of the whole.
 def rel_norm(W: Array) -> float:
     """Return the published measure; small where weights vary slowly along the neurons."""
@@ -169,7 +169,7 @@ ax.legend(frameon=False)
 # %%
 # Band-pass and notch
 # -------------------
-# The spectrum of :math:`P W_1` beside the control's. The dark column at 0 MHz is *not* the notch:
+# The spectrum of P W₁ beside the control's. The dark column at 0 MHz is *not* the notch:
 # descrambling makes it, since the constant of the traces is their largest component and goes to the
 # smoothest mode; the control has it, too. The notch is in the power along time, summed over the
 # neurons. No orthogonal P changes that, so filter edges can be read off the raw layer; P adds the
@@ -201,9 +201,9 @@ assert sharp["trained"] < 0.5 < 1 < sharp["untrained"]
 # %%
 # The physics: the dipolar kernel
 # -------------------------------
-# Without its background a trace is :math:`K p` for a distance distribution p, with
-# :math:`K = U_K \Sigma_K V_K^\top`. The components of K along time, :math:`F[U_K \Sigma_K]`, beside
-# those of the layer, :math:`F[\Sigma_1 V_1^\top]`, the strongest first.
+# Without its background a trace is K p for a distance distribution p, with
+# K = U_K Σ_K V_Kᵀ. The components of K along time, F[U_K Σ_K], beside
+# those of the layer, F[Σ₁ V₁ᵀ], the strongest first.
 K = deerlab.dipolarkernel(np.linspace(0, 4, 256), np.linspace(1.5, 6, 256))
 U_K, strengths, _ = np.linalg.svd(K)
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
@@ -223,8 +223,8 @@ assert inside["trained"] > 0.75 > 0.2 > inside["untrained"]
 # %%
 # The output layer and Chebyshev polynomials
 # ------------------------------------------
-# :math:`S_3 = W_2 \tanh(W_1 x)`. Its leading singular vectors are compared with :math:`T_0 \dots
-# T_9` as unit vectors, in three ways: at even steps of the distance axis; the same made orthogonal
+# S₃ = W₂ tanh(W₁ x). Its leading singular vectors are compared with T₀ to T₉
+# as unit vectors, in three ways: at even steps of the distance axis; the same made orthogonal
 # one after the other (discrete Legendre polynomials, since even steps weigh alike); and at
 # Chebyshev's nodes, where they are the cosines of the DCT. P plays no part here.
 nodes = np.cos(np.pi / 256 * (np.arange(256) + 0.5))
@@ -248,7 +248,7 @@ for name, weights in networks.items():
     print(np.array2string(products[name, "even steps"], precision=2, suppress_small=True))
 
 # %%
-# We do not find degrees 1 to 5 in order at 0.9: at even steps only :math:`T_0` and :math:`T_1`
+# We do not find degrees 1 to 5 in order at 0.9: at even steps only T₀ and T₁
 # stand in their places with as much. The components oscillate ever more often, and the first five
 # are polynomials of low degree almost entirely, which the control's are not. But cosines follow
 # their order better than Chebyshev polynomials of the distance do, and keep 0.9 up to degree 3.
