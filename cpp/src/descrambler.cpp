@@ -7,13 +7,13 @@
 #include <map>
 #include <new>
 #include <numeric>
-#include <thread>
 #include <utility>
 
 #include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
 #include "cpu/gauge.hpp"
+#include "cpu/leading.hpp"
 #include "cpu/linalg.hpp"
 #include "cpu/operators.hpp"
 #include "cpu/parallel.hpp"
@@ -254,13 +254,11 @@ void solve_all(const std::vector<Batch>& batches, bool center, const Choice& cho
     for (const Batch& batch : batches) solve(batch, center, choice, answers, context);
     return;
   }
-  const auto caller = std::this_thread::get_id();
+  const std::function<void()> poll = cpu::now_and_then(context.poll);
   const auto one = [&](std::int64_t i) {
-    const bool polls = std::this_thread::get_id() == caller;
-    solve(batches[std::size_t(i)], center, choice, answers,
-          {1, polls ? context.poll : std::function<void()>(), context.stream});
+    solve(batches[std::size_t(i)], center, choice, answers, {1, poll, context.stream});
   };
-  cpu::parallel_for(int(side_by_side), count, one, context.poll);
+  cpu::parallel_for(int(side_by_side), count, one, poll);
 }
 
 void check_components(std::int64_t n, std::optional<std::int64_t> k) {
@@ -582,7 +580,9 @@ std::int64_t descramble_memory(std::int64_t n, std::optional<std::int64_t> k) {
   check_components(n, k);
   // The moment, which the solution is checked against; the eigenvectors, which become the
   // components; and the eigensolver's own.
-  const std::int64_t numbers = k && *k < n ? 2 * n * n + (*k + 1) * n : 4 * n * n;
+  const std::int64_t kept = k && *k < n ? *k + 1 : 0;
+  const std::int64_t numbers =
+      (kept > 0 && cpu::leading_may_pay(n, kept) ? 2 : 4) * n * n + kept * n;
   return std::int64_t(sizeof(double)) * (numbers + vectors_beside * n) + fixed_memory;
 }
 

@@ -89,39 +89,35 @@ std::string solve_syevd(const Item<T>& item, int exponent, double norm, cpu::Eig
   return judge(item, exponent, norm, check);
 }
 
-// What ?syevd does, its divide and conquer and the transformation back on threads of our own.
+// What ?syevd does, in steps of our own, which can be interrupted and have our threads.
 template <class T>
 std::string solve_tridiagonal(const Item<T>& item, int exponent, double norm,
                               cpu::EighCheck& check) {
-  const std::int64_t n = item.a.columns();
-  if (!cpu::fits_lapack(64 * n)) return message("n = ", n, " exceeds this LAPACK's 32-bit lengths");
-  Matrix<T> work(n, n), e(1, n), tau(1, n);
+  const std::int64_t n = item.a.columns(), left_out = n - item.k;
+  Matrix<T> work(n, n), e(1, n), tau(1, n), all_values(1, left_out > 0 ? n : 0);
+  Matrix<T> all_vectors(all_values.columns(), n);
+  T* const w = left_out > 0 ? all_values.data() : item.w;
+  T* const v = left_out > 0 ? all_vectors.data() : item.v;
   cpu::load_lower(item.a, exponent, work.data(), item.threads);
   const auto reduce = [&] {
-    return cpu::Lapack<T>::sytrd(n, work.data(), item.w, e.data(), tau.data());
+    cpu::tridiagonalise(n, work.data(), w, e.data(), tau.data(), item.poll);
   };
-  auto info = n < threaded_reduction ? guarded<cpu::SingleBlasThread>(item, reduce)
-                                     : guarded<cpu::ManyBlasThreads>(item, reduce);
-  if (info == 0)
-    info = guarded<cpu::SingleBlasThread>(item, [&] {
-      const auto failed = cpu::divide_and_conquer(n, item.w, e.data(), item.v, item.threads);
-      if (failed == 0) cpu::transform_back(n, n, work.data(), tau.data(), item.v, item.threads);
-      return failed;
-    });
+  if (n < threaded_reduction)
+    guarded<cpu::SingleBlasThread>(item, reduce);
+  else
+    guarded<cpu::ManyBlasThreads>(item, reduce);
+  const auto info = guarded<cpu::SingleBlasThread>(item, [&] {
+    const auto failed = cpu::divide_and_conquer(n, item.k, w, e.data(), v, item.threads, item.poll);
+    if (failed == 0)
+      cpu::transform_back(n, item.k, work.data(), tau.data(), v + left_out * n, item.threads,
+                          item.poll);
+    return failed;
+  });
+  if (left_out > 0) {
+    std::copy_n(w + left_out, item.k, item.w);
+    std::copy_n(v + left_out * n, item.k * n, item.v);
+  }
   return info != 0 ? info_text(info) : judge(item, exponent, norm, check);
-}
-
-template <class T>
-std::string solve_syevr(const Item<T>& item, int exponent, double norm, cpu::EighCheck& check) {
-  const std::int64_t n = item.a.columns();
-  if (!cpu::fits_lapack(26 * n)) return message("n = ", n, " exceeds this LAPACK's 32-bit lengths");
-  Matrix<T> work(n, n);
-  cpu::load_lower(item.a, exponent, work.data(), item.threads);
-  const auto [info, found] = guarded<cpu::ManyBlasThreads>(
-      item, [&] { return cpu::Lapack<T>::syevr(n, item.k, work.data(), item.w, item.v); });
-  if (info != 0) return info_text(info);
-  if (found != item.k) return message("found ", found, " of ", item.k, " eigenvectors");
-  return judge(item, exponent, norm, check);
 }
 
 // All pairs, in T's or in double precision, of which the k largest are kept.
@@ -157,17 +153,10 @@ ItemReport solve(const Item<T>& item, int exponent) {
   if (cpu::leading_may_pay(item.a.columns(), item.k))
     rungs.push_back(
         {letter + "krylov", [&] { return solve_krylov(item, exponent, norm, report.check); }});
-  if (item.k == item.a.columns()) {
-    rungs.push_back(
-        {letter + "sytrd", [&] { return solve_tridiagonal(item, exponent, norm, report.check); }});
-    rungs.push_back(
-        {letter + "syevd", [&] { return solve_syevd(item, exponent, norm, report.check); }});
-  }
   rungs.push_back(
-      {letter + "syevr", [&] { return solve_syevr(item, exponent, norm, report.check); }});
-  if (item.k != item.a.columns())
-    rungs.push_back(
-        {letter + "syevd", [&] { return solve_all<T>(item, exponent, norm, report.check); }});
+      {letter + "sytrd", [&] { return solve_tridiagonal(item, exponent, norm, report.check); }});
+  rungs.push_back(
+      {letter + "syevd", [&] { return solve_all<T>(item, exponent, norm, report.check); }});
   if constexpr (std::is_same_v<T, float>)
     rungs.push_back(
         {"dsyevd", [&] { return solve_all<double>(item, exponent, norm, report.check); }});
@@ -307,10 +296,11 @@ void solve_one_by_one(const ArrayView& a, const Context& context, Eigh<T>& out) 
   };
 
   const int threads = cpu::threads_of(context);
+  const std::function<void()> poll = cpu::now_and_then(context.poll);
   if (threads > 1 && n >= threaded_size && batch < threads) {
     for (std::int64_t b = 0; b < batch; ++b) {
       if (context.poll) context.poll();
-      solve_item(b, threads, context.poll);
+      solve_item(b, threads, poll);
     }
   } else {
     // In groups, between which the caller may cancel.
@@ -318,8 +308,8 @@ void solve_one_by_one(const ArrayView& a, const Context& context, Eigh<T>& out) 
     for (std::int64_t begin = 0; begin < batch; begin += group) {
       if (context.poll) context.poll();
       const cpu::SingleBlasThread guard;
-      cpu::parallel_for(threads, std::min(group, batch - begin),
-                        [&](std::int64_t i) { solve_item(begin + i, 1, {}); });
+      const auto solve_one = [&](std::int64_t i) { solve_item(begin + i, 1, poll); };
+      cpu::parallel_for(threads, std::min(group, batch - begin), solve_one, poll);
     }
   }
 

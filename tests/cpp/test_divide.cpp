@@ -36,7 +36,7 @@ void expect_eigenpairs(const Tridiagonal& tested, std::int64_t n) {
   Matrix<T> z(n, n);
   {
     const cpu::SingleBlasThread guard;
-    ASSERT_EQ(cpu::divide_and_conquer(n, w.data(), lost.data(), z.data(), 2), 0);
+    ASSERT_EQ(cpu::divide_and_conquer(n, n, w.data(), lost.data(), z.data(), 2, {}), 0);
   }
   double residual = 0, orthogonality = 0;
   for (std::int64_t i = 0; i < n; ++i) {

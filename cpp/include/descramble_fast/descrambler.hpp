@@ -195,8 +195,8 @@ DESCRAMBLE_FAST_EXPORT std::vector<SmoothnessDescrambler> descramble_many(
 
 /// The most memory in bytes, result included, that descramble takes beside the covariance of n
 /// features and the operator, where no eigensolver fails: with all components 32 n^2, with k of
-/// them 16 n^2 + 8 k n, and little more. A reference adds 8 n^2; nearest matrices where eigenvalues
-/// repeat take more.
+/// them 8 k n more, or 16 n^2 + 8 k n from n = 1024 on where k < n / 32, and little else. A
+/// reference adds 8 n^2; nearest matrices where eigenvalues repeat take more.
 DESCRAMBLE_FAST_EXPORT std::int64_t descramble_memory(std::int64_t n,
                                                       std::optional<std::int64_t> k = {});
 

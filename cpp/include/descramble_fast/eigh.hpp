@@ -39,9 +39,9 @@ struct Eigh {
 /// more than 5 n eps |A|, up to rounding. Where the spectrum decays too slowly for that to pay it
 /// gives up early, which the route records like any other fallback.
 ///
-/// O(n^3) for each matrix. Extra memory for one matrix: 3 n^2 elements for all pairs, n^2 + k n for
-/// k of them, result included; block Krylov takes up to n max(n / 8, 5 k) + n^2 / 32 doubles more
-/// while it runs.
+/// O(n^3) for each matrix. Extra memory for one matrix: 3 n^2 elements for all pairs, k n more for
+/// k of them, result included; block Krylov, where it answers, n^2 + k n, and up to n max(n / 8, 5
+/// k) + n^2 / 32 doubles while it runs.
 ///
 /// On a CUDA device small matrices are solved by Jacobi rotations, a block or a warp of threads to
 /// each, others by cuSOLVER, and checked in the same way; a matrix that every driver there fails

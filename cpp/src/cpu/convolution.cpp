@@ -7,7 +7,6 @@
 #include <numeric>
 #include <random>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "cpu/eigh.hpp"
@@ -375,15 +374,14 @@ BlockEigenpairs solve_frequencies(const HalfSpectrum& spectrum, const Kernel& ke
   };
   const std::int64_t batch = batch_of(n, kernel.columns);
   std::vector<BatchReport> reports(static_cast<std::size_t>(ceil_div(total, batch)));
-  const auto caller = std::this_thread::get_id();
+  const std::function<void()> poll = now_and_then(context.poll);
   const auto solve_batch = [&](std::int64_t b) {
     const std::int64_t first = b * batch, count = std::min(batch, total - first);
-    const bool polls = context.poll && std::this_thread::get_id() == caller;
     BatchReport& report = reports[std::size_t(b)];
     FrequencySolver solver(spectrum, kernel);
     solver.form({frequencies.data() + first, std::size_t(count)});
     for (std::int64_t f = first; f < first + count; ++f) {
-      if (polls) context.poll();
+      if (poll) poll();
       const Frequency& frequency = frequencies[std::size_t(f)];
       const bool real = frequency.group->real();
       const auto one = solver.solve(f - first, real, out.values.row(f),
@@ -397,7 +395,7 @@ BlockEigenpairs solve_frequencies(const HalfSpectrum& spectrum, const Kernel& ke
         report.fallbacks.push_back(failure + text(frequency));
     }
   };
-  parallel_for(threads_of(context), std::int64_t(reports.size()), solve_batch, context.poll);
+  parallel_for(threads_of(context), std::int64_t(reports.size()), solve_batch, poll);
 
   std::string drivers[2];
   for (const BatchReport& report : reports) {
@@ -527,9 +525,7 @@ double trace_with_spectrum(const Operator::Impl& op, const HalfSpectrum& spectru
   const std::int64_t n = op.size();
   const std::int64_t group = std::max(op.bundle, (std::int64_t(1) << 14) / n);
   std::vector<double> sums(std::size_t(ceil_div(n, group)), 0);
-  const auto caller = std::this_thread::get_id();
   const auto body = [&](std::int64_t g) {
-    if (context.poll && std::this_thread::get_id() == caller) context.poll();
     const std::int64_t first = g * group, count = std::min(group, n - first);
     Matrix<double> modes(count, n, 0);
     for (std::int64_t i = 0; i < count; ++i) modes(i, first + i) = 1;

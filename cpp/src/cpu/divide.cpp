@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -146,7 +147,8 @@ class Merge {
                      (i < left_ ? double(z_[i * n + left_ - 1]) : sign * double(z_[i * n + left_]));
   }
 
-  void run(int threads) {
+  /// The eigenvectors of the `wanted` largest eigenvalues; all eigenvalues.
+  void run(std::int64_t wanted, int threads, const std::function<void()>& poll) {
     deflate();
     const std::int64_t k = std::int64_t(kept_.size());
     Doubles poles(at(k)), squares(at(k));
@@ -157,17 +159,17 @@ class Merge {
     }
     const Secular secular(std::move(poles), std::move(squares));
     Doubles origins(at(k)), taus(at(k)), weights(at(k));
-    by_strips(threads, k, [&](std::int64_t i) {
+    by_strips(threads, poll, k, [&](std::int64_t i) {
       std::int64_t origin = 0;
       taus[at(i)] = secular.root(i, origin);
       origins[at(i)] = secular.pole(origin);
     });
-    by_strips(threads, k, [&](std::int64_t j) {
+    by_strips(threads, poll, k, [&](std::int64_t j) {
       weights[at(j)] = std::copysign(secular.weight(origins, taus, j), ties_[at(kept_[at(j)])]);
     });
-    gather(threads);
+    gather(threads, poll);
     place(origins, taus);
-    combine(secular, origins, taus, weights, threads);
+    combine(secular, origins, taus, weights, wanted, threads, poll);
     std::vector<double> sorted(at(size_));
     for (std::int64_t p = 0; p < size_; ++p) sorted[at(p)] = values_[at(order_[at(p)])];
     std::copy(sorted.begin(), sorted.end(), d_);
@@ -175,11 +177,13 @@ class Merge {
 
  private:
   template <class Callable>
-  static void by_strips(int threads, std::int64_t count, const Callable& body) {
+  static void by_strips(int threads, const std::function<void()>& poll, std::int64_t count,
+                        const Callable& body) {
     constexpr std::int64_t strip = 16;
-    parallel_for(threads, (count + strip - 1) / strip, [&](std::int64_t s) {
+    const auto each = [&](std::int64_t s) {
       for (std::int64_t i = s * strip; i < std::min(count, (s + 1) * strip); ++i) body(i);
-    });
+    };
+    parallel_for(threads, (count + strip - 1) / strip, each, poll);
   }
 
   // Sets aside eigenvectors that the tie does not reach, and rotates one of two that share an
@@ -236,7 +240,7 @@ class Merge {
   }
 
   // Copies the eigenvectors aside, those of one part together.
-  void gather(int threads) {
+  void gather(int threads, const std::function<void()>& poll) {
     Indices rows;
     group_.resize(kept_.size());
     for (const Part part : {Part::left, Part::both, Part::right}) {
@@ -249,7 +253,7 @@ class Merge {
       if (part == Part::both) right_ = std::int64_t(rows.size());
     }
     rows.insert(rows.end(), deflated_.begin(), deflated_.end());
-    by_strips(threads, size_,
+    by_strips(threads, poll, size_,
               [&](std::int64_t i) { std::copy_n(z_ + rows[at(i)] * n_, size_, spare_ + i * n_); });
   }
 
@@ -265,11 +269,13 @@ class Merge {
   }
 
   void combine(const Secular& secular, const Doubles& origins, const Doubles& taus,
-               const Doubles& weights, int threads) {
+               const Doubles& weights, std::int64_t wanted, int threads,
+               const std::function<void()>& poll) {
     const std::int64_t k = secular.size(), right = size_ - left_;
     constexpr std::int64_t height = 64;
-    parallel_for(threads, (size_ + height - 1) / height, [&](std::int64_t s) {
-      const std::int64_t first = s * height, count = std::min(height, size_ - first);
+    const std::int64_t unwanted = std::max<std::int64_t>(0, size_ - wanted) / height;
+    const auto rows = [&](std::int64_t s) {
+      const std::int64_t first = (unwanted + s) * height, count = std::min(height, size_ - first);
       Matrix<T> mixture(count, k, T(0));
       Doubles vector(at(k));
       for (std::int64_t r = 0; r < count; ++r) {
@@ -285,7 +291,8 @@ class Merge {
       for (std::int64_t r = 0; r < count; ++r)
         if (const std::int64_t i = order_[at(first + r)]; i >= k)
           std::copy_n(spare_ + i * n_, size_, out + r * n_);
-    });
+    };
+    parallel_for(threads, (size_ + height - 1) / height - unwanted, rows, poll);
   }
 
   std::int64_t n_, size_, left_;
@@ -303,7 +310,8 @@ class Merge {
 }  // namespace
 
 template <class T>
-std::int64_t divide_and_conquer(std::int64_t n, T* d, T* e, T* z, int threads) {
+std::int64_t divide_and_conquer(std::int64_t n, std::int64_t k, T* d, T* e, T* z, int threads,
+                                const std::function<void()>& poll) {
   std::int64_t parts = 1;
   while (n > parts * leaf) parts *= 2;
   const auto bound = [&](std::int64_t p) { return p * n / parts; };
@@ -315,7 +323,7 @@ std::int64_t divide_and_conquer(std::int64_t n, T* d, T* e, T* z, int threads) {
   }
   std::fill_n(z, n * n, T(0));
   std::atomic<std::int64_t> info = 0;
-  parallel_for(threads, parts, [&](std::int64_t p) {
+  const auto solve_leaf = [&](std::int64_t p) {
     const std::int64_t begin = bound(p), size = bound(p + 1) - begin;
     std::vector<T> diagonal(values.begin() + begin, values.begin() + begin + size);
     std::vector<T> beside(e + begin, e + begin + size - 1);
@@ -326,23 +334,27 @@ std::int64_t divide_and_conquer(std::int64_t n, T* d, T* e, T* z, int threads) {
     std::copy(diagonal.begin(), diagonal.end(), values.begin() + begin);
     for (std::int64_t i = 0; i < size; ++i)
       std::copy_n(vectors.row(i), size, z + (begin + i) * n + begin);
-  });
+  };
+  parallel_for(threads, parts, solve_leaf, poll);
   if (info != 0) return info;
   Matrix<T> spare(n, n);
   for (std::int64_t step = 1; step < parts; step *= 2) {
     const std::int64_t merges = parts / (2 * step);
-    parallel_for(threads, merges, [&](std::int64_t m) {
+    const auto merge = [&](std::int64_t m) {
       const std::int64_t middle = bound((2 * m + 1) * step);
       Merge<T>(n, bound(2 * m * step), middle, bound((2 * m + 2) * step), double(e[middle - 1]),
                values.data(), z, spare.data())
-          .run(threads);
-    });
+          .run(merges == 1 ? k : n, threads, poll);
+    };
+    parallel_for(threads, merges, merge, poll);
   }
   std::transform(values.begin(), values.end(), d, [](double x) { return T(x); });
   return 0;
 }
 
-template std::int64_t divide_and_conquer(std::int64_t, float*, float*, float*, int);
-template std::int64_t divide_and_conquer(std::int64_t, double*, double*, double*, int);
+template std::int64_t divide_and_conquer(std::int64_t, std::int64_t, float*, float*, float*, int,
+                                         const std::function<void()>&);
+template std::int64_t divide_and_conquer(std::int64_t, std::int64_t, double*, double*, double*, int,
+                                         const std::function<void()>&);
 
 }  // namespace descramble_fast::cpu

@@ -59,20 +59,26 @@ void FORTRAN(ssyevd)(const char*, const char*, const lapack_int*, float*, const 
 void FORTRAN(zheevd)(const char*, const char*, const lapack_int*, Complex*, const lapack_int*,
                      double*, Complex*, const lapack_int*, double*, const lapack_int*, lapack_int*,
                      const lapack_int*, lapack_int*, length, length);
-void FORTRAN(dsyevr)(const char*, const char*, const char*, const lapack_int*, double*,
-                     const lapack_int*, const double*, const double*, const lapack_int*,
-                     const lapack_int*, const double*, lapack_int*, double*, double*,
-                     const lapack_int*, lapack_int*, double*, const lapack_int*, lapack_int*,
-                     const lapack_int*, lapack_int*, length, length, length);
-void FORTRAN(ssyevr)(const char*, const char*, const char*, const lapack_int*, float*,
-                     const lapack_int*, const float*, const float*, const lapack_int*,
-                     const lapack_int*, const float*, lapack_int*, float*, float*,
-                     const lapack_int*, lapack_int*, float*, const lapack_int*, lapack_int*,
-                     const lapack_int*, lapack_int*, length, length, length);
-void FORTRAN(dsytrd)(const char*, const lapack_int*, double*, const lapack_int*, double*, double*,
-                     double*, double*, const lapack_int*, lapack_int*, length);
-void FORTRAN(ssytrd)(const char*, const lapack_int*, float*, const lapack_int*, float*, float*,
-                     float*, float*, const lapack_int*, lapack_int*, length);
+void FORTRAN(dgemv)(const char*, const lapack_int*, const lapack_int*, const double*, const double*,
+                    const lapack_int*, const double*, const lapack_int*, const double*, double*,
+                    const lapack_int*, length);
+void FORTRAN(sgemv)(const char*, const lapack_int*, const lapack_int*, const float*, const float*,
+                    const lapack_int*, const float*, const lapack_int*, const float*, float*,
+                    const lapack_int*, length);
+void FORTRAN(dsymv)(const char*, const lapack_int*, const double*, const double*, const lapack_int*,
+                    const double*, const lapack_int*, const double*, double*, const lapack_int*,
+                    length);
+void FORTRAN(ssymv)(const char*, const lapack_int*, const float*, const float*, const lapack_int*,
+                    const float*, const lapack_int*, const float*, float*, const lapack_int*,
+                    length);
+void FORTRAN(dsyr2k)(const char*, const char*, const lapack_int*, const lapack_int*, const double*,
+                     const double*, const lapack_int*, const double*, const lapack_int*,
+                     const double*, double*, const lapack_int*, length, length);
+void FORTRAN(ssyr2k)(const char*, const char*, const lapack_int*, const lapack_int*, const float*,
+                     const float*, const lapack_int*, const float*, const lapack_int*, const float*,
+                     float*, const lapack_int*, length, length);
+void FORTRAN(dlarfg)(const lapack_int*, double*, double*, const lapack_int*, double*);
+void FORTRAN(slarfg)(const lapack_int*, float*, float*, const lapack_int*, float*);
 void FORTRAN(dstedc)(const char*, const lapack_int*, double*, double*, double*, const lapack_int*,
                      double*, const lapack_int*, lapack_int*, const lapack_int*, lapack_int*,
                      length);
@@ -202,11 +208,32 @@ const auto evd = [](auto... arguments) {
     FORTRAN(ssyevd)(arguments...);
 };
 
-const auto trd = [](auto... arguments) {
-  if constexpr (requires { FORTRAN(dsytrd)(arguments...); })
-    FORTRAN(dsytrd)(arguments...);
+const auto mv = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dgemv)(arguments...); })
+    FORTRAN(dgemv)(arguments...);
   else
-    FORTRAN(ssytrd)(arguments...);
+    FORTRAN(sgemv)(arguments...);
+};
+
+const auto symmetric_mv = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dsymv)(arguments...); })
+    FORTRAN(dsymv)(arguments...);
+  else
+    FORTRAN(ssymv)(arguments...);
+};
+
+const auto r2k = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dsyr2k)(arguments...); })
+    FORTRAN(dsyr2k)(arguments...);
+  else
+    FORTRAN(ssyr2k)(arguments...);
+};
+
+const auto larfg = [](auto... arguments) {
+  if constexpr (requires { FORTRAN(dlarfg)(arguments...); })
+    FORTRAN(dlarfg)(arguments...);
+  else
+    FORTRAN(slarfg)(arguments...);
 };
 
 const auto edc = [](auto... arguments) {
@@ -214,13 +241,6 @@ const auto edc = [](auto... arguments) {
     FORTRAN(dstedc)(arguments...);
   else
     FORTRAN(sstedc)(arguments...);
-};
-
-const auto evr = [](auto... arguments) {
-  if constexpr (requires { FORTRAN(dsyevr)(arguments...); })
-    FORTRAN(dsyevr)(arguments...);
-  else
-    FORTRAN(ssyevr)(arguments...);
 };
 
 template <class T>
@@ -235,7 +255,43 @@ void multiply(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::i
      length(1), length(1));
 }
 
+template <class T>
+void multiply_vector(char trans, std::int64_t m, std::int64_t n, T alpha, const T* a,
+                     std::int64_t lda, const T* x, std::int64_t step, T beta, T* y) {
+  const char other = trans == 'N' ? 'T' : 'N';
+  const lapack_int rows = lapack_int(n), columns = lapack_int(m), ld = lapack_int(lda);
+  const lapack_int every = lapack_int(step), one = 1;
+  mv(&other, &rows, &columns, &alpha, a, &ld, x, &every, &beta, y, &one, length(1));
+}
+
 // Row-major lower is column-major upper.
+template <class T>
+void multiply_symmetric(std::int64_t n, const T* a, std::int64_t lda, const T* x, T* y) {
+  const char uplo = 'U';
+  const lapack_int size = lapack_int(n), ld = lapack_int(lda), every = 1;
+  const T one = 1, zero = 0;
+  symmetric_mv(&uplo, &size, &one, a, &ld, x, &every, &zero, y, &every, length(1));
+}
+
+template <class T>
+void update_symmetric(std::int64_t n, std::int64_t k, T alpha, const T* a, const T* b,
+                      std::int64_t ld, T* c, std::int64_t ldc) {
+  const char uplo = 'U', trans = 'N';
+  const lapack_int size = lapack_int(n), inner = lapack_int(k), ld_ab = lapack_int(ld);
+  const lapack_int ld_c = lapack_int(ldc);
+  const T one = 1;
+  r2k(&uplo, &trans, &size, &inner, &alpha, a, &ld_ab, b, &ld_ab, &one, c, &ld_c, length(1),
+      length(1));
+}
+
+template <class T>
+T reflect(std::int64_t n, T* x) {
+  const lapack_int size = lapack_int(n), every = 1;
+  T tau = 0;
+  larfg(&size, x + n - 1, x, &every, &tau);
+  return tau;
+}
+
 template <class T>
 bool factor(std::int64_t n, T* a, std::int64_t lda) {
   const char uplo = 'U';
@@ -301,6 +357,34 @@ void herk(std::int64_t n, std::int64_t k, const Complex* a, Complex* c) {
   (&uplo, &trans, &size, &inner, &one, a, &inner, &zero, c, &size, length(1), length(1));
 }
 
+void gemv(char trans, std::int64_t m, std::int64_t n, double alpha, const double* a,
+          std::int64_t lda, const double* x, std::int64_t step, double beta, double* y) {
+  multiply_vector(trans, m, n, alpha, a, lda, x, step, beta, y);
+}
+void gemv(char trans, std::int64_t m, std::int64_t n, float alpha, const float* a, std::int64_t lda,
+          const float* x, std::int64_t step, float beta, float* y) {
+  multiply_vector(trans, m, n, alpha, a, lda, x, step, beta, y);
+}
+
+void symv(std::int64_t n, const double* a, std::int64_t lda, const double* x, double* y) {
+  multiply_symmetric(n, a, lda, x, y);
+}
+void symv(std::int64_t n, const float* a, std::int64_t lda, const float* x, float* y) {
+  multiply_symmetric(n, a, lda, x, y);
+}
+
+void syr2k(std::int64_t n, std::int64_t k, double alpha, const double* a, const double* b,
+           std::int64_t ld, double* c, std::int64_t ldc) {
+  update_symmetric(n, k, alpha, a, b, ld, c, ldc);
+}
+void syr2k(std::int64_t n, std::int64_t k, float alpha, const float* a, const float* b,
+           std::int64_t ld, float* c, std::int64_t ldc) {
+  update_symmetric(n, k, alpha, a, b, ld, c, ldc);
+}
+
+double reflector(std::int64_t n, double* x) { return reflect(n, x); }
+float reflector(std::int64_t n, float* x) { return reflect(n, x); }
+
 bool cholesky(std::int64_t n, float* a, std::int64_t lda) { return factor(n, a, lda); }
 bool cholesky(std::int64_t n, double* a, std::int64_t lda) { return factor(n, a, lda); }
 
@@ -332,16 +416,6 @@ std::int64_t Lapack<T>::syevd(std::int64_t n, T* a, T* w) {
 }
 
 template <class T>
-std::int64_t Lapack<T>::sytrd(std::int64_t n, T* a, T* d, T* e, T* tau) {
-  const char uplo = 'U';
-  const lapack_int size = lapack_int(n), lwork = lapack_int(64 * n);
-  Matrix<T> work(1, lwork);
-  lapack_int info = 0;
-  trd(&uplo, &size, a, &size, d, e, tau, work.data(), &lwork, &info, length(1));
-  return info;
-}
-
-template <class T>
 std::int64_t Lapack<T>::stedc_workspace(std::int64_t n) {
   return 1 + 4 * n + n * n;
 }
@@ -356,32 +430,6 @@ std::int64_t Lapack<T>::stedc(std::int64_t n, T* d, T* e, T* z) {
   lapack_int info = 0;
   edc(&compz, &size, d, e, z, &size, work.data(), &lwork, iwork.data(), &liwork, &info, length(1));
   return info;
-}
-
-template <class T>
-Found Lapack<T>::syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z) {
-  const char jobz = 'V', range = k == n ? 'A' : 'I', uplo = 'U';
-  const lapack_int size = lapack_int(n), first = lapack_int(n - k + 1), last = lapack_int(n);
-  const lapack_int liwork = lapack_int(10 * n);
-  const T unused = 0, tolerance = 0;
-  lapack_int lwork = -1, found = 0, info = 0;
-  // In clusters OpenBLAS's routine writes one place before its integer workspace; every array gets
-  // a place to spare on either side.
-  std::vector<lapack_int> isuppz(std::size_t(2 * n + 2), 0), iwork(std::size_t(liwork + 2), 0);
-  std::vector<T> all_values(std::size_t(n + 2), 0);
-  T optimal = 0;
-  const auto call = [&](T* work) {
-    evr(&jobz, &range, &uplo, &size, a, &size, &unused, &unused, &first, &last, &tolerance, &found,
-        all_values.data() + 1, z, &size, isuppz.data() + 1, work, &lwork, iwork.data() + 1, &liwork,
-        &info, length(1), length(1), length(1));
-  };
-  call(&optimal);
-  // A float cannot hold every length: the next one up may have been rounded away.
-  lwork = lapack_int(double(optimal) * 1.0000002) + 1;
-  std::vector<T> work(std::size_t(lwork + 2));
-  call(work.data() + 1);
-  std::copy_n(all_values.begin() + 1, k, w);
-  return {info, found};
 }
 
 template struct Lapack<float>;

@@ -57,6 +57,27 @@ void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64
           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
           std::int64_t ldc);
 
+/// y = alpha op(A) x + beta y, A (m, n); x in steps of `step`.
+void gemv(char trans, std::int64_t m, std::int64_t n, double alpha, const double* a,
+          std::int64_t lda, const double* x, std::int64_t step, double beta, double* y);
+void gemv(char trans, std::int64_t m, std::int64_t n, float alpha, const float* a, std::int64_t lda,
+          const float* x, std::int64_t step, float beta, float* y);
+
+/// y = A x for the lower triangle of A (n, n).
+void symv(std::int64_t n, const double* a, std::int64_t lda, const double* x, double* y);
+void symv(std::int64_t n, const float* a, std::int64_t lda, const float* x, float* y);
+
+/// The lower triangle of C (n, n) += alpha (A^T B + B^T A), A and B (k, n).
+void syr2k(std::int64_t n, std::int64_t k, double alpha, const double* a, const double* b,
+           std::int64_t ld, double* c, std::int64_t ldc);
+void syr2k(std::int64_t n, std::int64_t k, float alpha, const float* a, const float* b,
+           std::int64_t ld, float* c, std::int64_t ldc);
+
+/// Makes of x (n) the v of H = I - tau v v^T, but for its last entry, a 1, in whose place it leaves
+/// that of H x, whose others are 0. Returns tau.
+double reflector(std::int64_t n, double* x);
+float reflector(std::int64_t n, float* x);
+
 using Complex = std::complex<double>;
 
 void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, Complex alpha,
@@ -76,12 +97,6 @@ void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std:
 void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
                             double* b, std::int64_t ldb);
 
-struct Found {
-  std::int64_t info;
-  /// Eigenpairs found: in tight clusters fewer than asked for, with info 0.
-  std::int64_t count;
-};
-
 /// LAPACK's `info`; each takes the lower triangle of a row-major (n, n), and 64-bit lengths that
 /// the caller has found to fit. Eigenvectors come as rows.
 template <class T>
@@ -89,14 +104,10 @@ struct Lapack {
   static std::int64_t syevd_workspace(std::int64_t n);
   /// Overwrites `a` with the eigenvectors.
   static std::int64_t syevd(std::int64_t n, T* a, T* w);
-  /// A = Q T Q^T, T with diagonal d (n) and off-diagonal e (n - 1). Q^T = H_1 ... H_(n-1), where
-  /// H_r = I - tau[r - 1] v v^T with v = (a(r, 0) ... a(r, r - 2), 1, 0 ...).
-  static std::int64_t sytrd(std::int64_t n, T* a, T* d, T* e, T* tau);
   static std::int64_t stedc_workspace(std::int64_t n);
-  /// The eigenpairs of such a T, by divide and conquer: d becomes the eigenvalues, e is lost.
+  /// The eigenpairs of a tridiagonal T, diagonal d (n), off-diagonal e (n - 1), by divide and
+  /// conquer: d becomes the eigenvalues, e is lost.
   static std::int64_t stedc(std::int64_t n, T* d, T* e, T* z);
-  /// The k largest; destroys `a`, fills z (k, n).
-  static Found syevr(std::int64_t n, std::int64_t k, T* a, T* w, T* z);
 };
 
 /// The longest of its workspaces.

@@ -36,6 +36,37 @@ namespace {
 
 thread_local bool inside_parallel = false;
 
+// Says now and then that it is time again.
+class Interval {
+ public:
+  static constexpr auto length = std::chrono::milliseconds(20);
+
+  bool over() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < length) return false;
+    last_ = now;
+    return true;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_{};
+};
+
+// What a parallel_for is given, called no more often than that; allocates nothing.
+class Poll {
+ public:
+  explicit Poll(const std::function<void()>& poll) : poll_(poll) {}
+
+  explicit operator bool() const { return bool(poll_); }
+  void operator()() {
+    if (poll_ && interval_.over()) poll_();
+  }
+
+ private:
+  const std::function<void()>& poll_;
+  Interval interval_;
+};
+
 struct Job {
   Body body;
   std::int64_t count;
@@ -53,7 +84,7 @@ struct Job {
   }
 
   // Does what nobody else does.
-  void work() {
+  void work(Poll* poll = nullptr) {
     const bool outer = std::exchange(inside_parallel, true);
     const Surroundings around =
         std::exchange(surroundings(), Surroundings{nullptr, memory, nullptr, 1});
@@ -61,6 +92,7 @@ struct Job {
       const std::int64_t index = next.fetch_add(1, std::memory_order_relaxed);
       if (index >= count) break;
       try {
+        if (poll != nullptr) (*poll)();
         body.invoke(body.object, index);
       } catch (...) {
         fail(std::current_exception());
@@ -138,7 +170,7 @@ int this_cpu() {
 
 class Pool {
  public:
-  void run(Job& job, const std::function<void()>& idle) {
+  void run(Job& job, Poll& poll) {
     {
       std::lock_guard lock(mutex_);
       start_workers(job.helpers_wanted);
@@ -150,7 +182,7 @@ class Pool {
       }
     }
     work_ready_.notify_all();
-    job.work();
+    job.work(&poll);
     const auto finished = [&] { return job.helpers.load(std::memory_order_acquire) == 0; };
     {
       std::lock_guard lock(mutex_);
@@ -158,10 +190,10 @@ class Pool {
     }
     wait_a_little(finished);
     std::unique_lock lock(mutex_);
-    while (idle && !work_done_.wait_for(lock, std::chrono::milliseconds(20), finished)) {
+    while (poll && !work_done_.wait_for(lock, Interval::length, finished)) {
       lock.unlock();
       try {
-        idle();
+        poll();
       } catch (...) {
         job.fail(std::current_exception());
       }
@@ -307,9 +339,21 @@ int threads_of(const Context& context) {
   return context.threads > 0 ? context.threads : num_threads();
 }
 
-void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& idle) {
+std::function<void()> now_and_then(std::function<void()> poll) {
+  if (!poll) return {};
+  return [poll = std::move(poll), caller = std::this_thread::get_id(),
+          interval = std::make_shared<Interval>()] {
+    if (std::this_thread::get_id() == caller && interval->over()) poll();
+  };
+}
+
+void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& poll) {
+  Poll now_and_then(poll);
   if (threads <= 1 || count <= 1 || inside_parallel) {
-    for (std::int64_t i = 0; i < count; ++i) body.invoke(body.object, i);
+    for (std::int64_t i = 0; i < count; ++i) {
+      now_and_then();
+      body.invoke(body.object, i);
+    }
     return;
   }
   Job job{body, count, surroundings().memory};
@@ -324,10 +368,10 @@ void run_parallel(int threads, std::int64_t count, Body body, const std::functio
     } catch (...) {  // as where a thread of our own cannot be had
     }
     surroundings() = around;
-    job.work();
+    job.work(&now_and_then);
   } else {
     job.helpers_wanted = wanted - 1;
-    pool().run(job, idle);
+    pool().run(job, now_and_then);
   }
   if (job.error) std::rethrow_exception(job.error);
 }

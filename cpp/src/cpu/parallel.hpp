@@ -19,22 +19,27 @@ struct Body {
   void (*invoke)(const void* object, std::int64_t index);
 };
 
-void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& idle);
+void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& poll);
+
+/// A poll that does nothing on other threads than this one, nor within 20 ms of the last time, for
+/// solvers that poll at every step. Empty where `poll` is.
+std::function<void()> now_and_then(std::function<void()> poll);
 
 /// Runs body(0) ... body(count - 1), each once, on up to `threads` threads including the caller's.
 /// Serial inside another parallel_for. The threads are the executor's of the call, if it brings
-/// one: then nobody polls meanwhile. The first exception is rethrown here; the call itself throws
-/// none, so that state half written by bodies that cannot fail is always completed.
+/// one: then nobody polls meanwhile. The first exception is rethrown here, and no index begins
+/// after it; the call itself throws none, so that state half written by bodies that cannot fail is
+/// always completed.
 /// What an index computes must not depend on which thread runs it: results are then the same for
-/// every thread count. `idle`, if any, is called now and then by the caller while it waits for the
-/// others at the end; what it throws is rethrown like a body's.
+/// every thread count. `poll`, if any, is called now and then by the caller between its indices and
+/// while it waits for the others; what it throws is rethrown like a body's.
 template <class Callable>
 void parallel_for(int threads, std::int64_t count, const Callable& body,
-                  const std::function<void()>& idle = {}) {
+                  const std::function<void()>& poll = {}) {
   run_parallel(threads, count,
                {&body, [](const void* object,
                           std::int64_t index) { (*static_cast<const Callable*>(object))(index); }},
-               idle);
+               poll);
 }
 
 }  // namespace descramble_fast::cpu

@@ -1,6 +1,8 @@
 #include "cpu/tridiagonal.hpp"
 
 #include <algorithm>
+#include <functional>
+#include <vector>
 
 #include "cpu/lapack.hpp"
 #include "cpu/parallel.hpp"
@@ -16,14 +18,56 @@ std::int64_t panel_of(std::int64_t n) { return n < 768 ? 32 : 64; }
 }  // namespace
 
 template <class T>
-void transform_back(std::int64_t n, std::int64_t k, T* a, T* tau, T* v, int threads) {
+void tridiagonalise(std::int64_t n, T* a, T* d, T* e, T* tau, const std::function<void()>& poll) {
+  // Row i of A becomes v of the reflection r = i, and its partner is a row of W:
+  // A <- A - V^T W - W^T V, which waits until a panel of rows is full.
+  const std::int64_t panel = std::min<std::int64_t>(n, 32);
+  Matrix<T> w(panel, n, T(0));
+  std::vector<T> along(static_cast<std::size_t>(panel));
+  for (std::int64_t end = n; end > 0; end -= panel) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - panel);
+    for (std::int64_t i = end - 1; i >= begin; --i) {
+      if (poll) poll();
+      T* const row = a + i * n;
+      const std::int64_t later = end - 1 - i;  // reflections of this panel that A has not yet met
+      const T* const v = a + (i + 1) * n;
+      T* const mine = w.row(i - begin);
+      const T* const others = w.row(i - begin) + n;
+      if (later > 0) {
+        gemv('T', later, i + 1, T(-1), v, n, others + i, n, T(1), row);
+        gemv('T', later, i + 1, T(-1), others, n, v + i, n, T(1), row);
+      }
+      d[i] = row[i];
+      if (i == 0) continue;
+      tau[i - 1] = reflector(i, row);
+      e[i - 1] = row[i - 1];
+      row[i - 1] = 1;
+      symv(i, a, n, row, mine);
+      if (later > 0) {
+        gemv('N', later, i, T(1), others, n, row, 1, T(0), along.data());
+        gemv('T', later, i, T(-1), v, n, along.data(), 1, T(1), mine);
+        gemv('N', later, i, T(1), v, n, row, 1, T(0), along.data());
+        gemv('T', later, i, T(-1), others, n, along.data(), 1, T(1), mine);
+      }
+      const T t = tau[i - 1];
+      T product = 0;
+      gemv('N', 1, i, t, mine, n, row, 1, T(0), &product);
+      for (std::int64_t j = 0; j < i; ++j) mine[j] = t * (mine[j] - product / 2 * row[j]);
+    }
+    if (begin > 0) syr2k(begin, end - begin, T(-1), a + begin * n, w.data(), n, a, n);
+  }
+}
+
+template <class T>
+void transform_back(std::int64_t n, std::int64_t k, T* a, T* tau, T* v, int threads,
+                    const std::function<void()>& poll) {
   // Panel p holds the reflections of rows [1 + p panel, ...) of a, H_1 H_2 ... = I - Y^T S Y with
   // S^-1 upper triangular: 1 / tau on its diagonal, Y Y^T above.
   const std::int64_t panel = panel_of(n);
   const std::int64_t panels = (n - 1 + panel - 1) / panel;
   Matrix<T> inverses(panels * panel, panel);
   const auto first_of = [=](std::int64_t p) { return 1 + p * panel; };
-  parallel_for(threads, panels, [&](std::int64_t p) {
+  const auto invert = [&](std::int64_t p) {
     const std::int64_t first = first_of(p), end = std::min(n, first + panel), count = end - first;
     for (std::int64_t r = first; r < end; ++r) {
       T* const row = a + r * n;
@@ -31,7 +75,6 @@ void transform_back(std::int64_t n, std::int64_t k, T* a, T* tau, T* v, int thre
         std::fill(row, row + end, T(0));
         continue;
       }
-      row[r - 1] = 1;
       std::fill(row + r, row + end, T(0));
     }
     T* const inverse = inverses.row(p * panel);
@@ -41,23 +84,32 @@ void transform_back(std::int64_t n, std::int64_t k, T* a, T* tau, T* v, int thre
       const T t = tau[first + i - 1];
       inverse[i * panel + i] = t == 0 ? T(1) : 1 / t;
     }
-  });
+  };
+  parallel_for(threads, panels, invert, poll);
   const std::int64_t height = std::clamp<std::int64_t>(n / 128 * 32, 64, n < 2048 ? 128 : 256);
-  parallel_for(threads, (k + height - 1) / height, [&](std::int64_t s) {
+  const auto transform = [&](std::int64_t s) {
     const std::int64_t rows = std::min(height, k - s * height);
     T* const part = v + s * height * n;
     Matrix<T> along(rows, panel);
     for (std::int64_t p = 0; p < panels; ++p) {
+      if (poll) poll();
       const std::int64_t first = first_of(p), end = std::min(n, first + panel), count = end - first;
       const T* const y = a + first * n;
       gemm('N', 'T', rows, count, end - 1, T(1), part, n, y, n, T(0), along.data(), panel);
       solve_lower_transposed(rows, count, inverses.row(p * panel), panel, along.data(), panel);
       gemm('N', 'N', rows, end - 1, count, T(-1), along.data(), panel, y, n, T(1), part, n);
     }
-  });
+  };
+  parallel_for(threads, (k + height - 1) / height, transform, poll);
 }
 
-template void transform_back(std::int64_t, std::int64_t, float*, float*, float*, int);
-template void transform_back(std::int64_t, std::int64_t, double*, double*, double*, int);
+template void tridiagonalise(std::int64_t, float*, float*, float*, float*,
+                             const std::function<void()>&);
+template void tridiagonalise(std::int64_t, double*, double*, double*, double*,
+                             const std::function<void()>&);
+template void transform_back(std::int64_t, std::int64_t, float*, float*, float*, int,
+                             const std::function<void()>&);
+template void transform_back(std::int64_t, std::int64_t, double*, double*, double*, int,
+                             const std::function<void()>&);
 
 }  // namespace descramble_fast::cpu
