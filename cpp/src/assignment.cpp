@@ -107,11 +107,12 @@ bool any_finite_above(const ArrayView& costs, double magnitude) {
   return false;
 }
 
-// Duals so large that little is left of the costs' digits beside them.
+// Duals beyond what the longest path of such costs leads to: of no use, and the costs would lose
+// digits beside them.
 bool far_off(std::span<const double> duals, const ArrayView& costs) {
   double largest = 0;
   for (const double v : duals) largest = std::max(largest, std::abs(v));
-  return largest > 0 && !any_finite_above(costs, largest * 0x1p-20);
+  return largest > 0 && !any_finite_above(costs, largest / (4 * double(costs.rows())));
 }
 
 double largest_of(const cpu::AssignmentTarget& target) {

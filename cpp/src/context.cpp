@@ -4,6 +4,7 @@
 #include <new>
 
 #include "call.hpp"
+#include "cpu/cgroup.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/simd.hpp"
 #include "descramble_fast/error.hpp"
@@ -42,6 +43,9 @@ void Call::log(const char* name, const Route& route) const {
 
 bool can_have(std::int64_t bytes) {
   if (current.memory != nullptr) return true;
+  // Where memory is granted before it is used, a group's limit shows only when it kills.
+  constexpr std::int64_t few = 1 << 26;
+  if (bytes > few && bytes > cpu::cgroup_memory()) return false;
   void* const granted = ::operator new(std::size_t(bytes), std::nothrow);
   ::operator delete(granted);
   return granted != nullptr;

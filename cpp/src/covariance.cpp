@@ -183,10 +183,10 @@ Covariance::State Covariance::state() const {
   const auto n = std::size_t(n_), packed = n * (n + 1) / 2;
   const Accumulator::Totals totals = accumulator_->totals();
   State out{totals.count, totals.weight, has_mean_, {}, {}, {}};
-  if (!(totals.weight > 0)) {  // perhaps nothing has decided where it lives
+  if (!(totals.weight > 0)) {           // perhaps nothing has decided where it lives
+    out.packed_scatter.resize(packed);  // first what there is least room for
     out.reference.resize(n);
     out.offset.resize(n);
-    out.packed_scatter.resize(packed);
     return out;
   }
   Accumulator::Mean mean = accumulator_->mean(0);
@@ -226,9 +226,21 @@ Covariance Covariance::from_state(const State& state, MomentsPlace place) {
   cpu::Moments::Settled& moments = out.accumulator_->settled();
   std::ranges::copy(state.reference, moments.reference.begin());
   std::ranges::copy(state.offset, moments.offset.begin());
+  const auto mean = [&](std::int64_t i) {
+    return state.reference[std::size_t(i)] + state.offset[std::size_t(i)];
+  };
   auto next = state.packed_scatter.begin();
   for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = i; j < n; ++j) moments.scatter(i, j) = *next++;
+    for (std::int64_t j = i; j < n; ++j) {
+      const double x = moments.scatter(i, j) = *next++;
+      if (state.weight == 0 && x != 0)
+        throw InvalidArgument(message("scatter: got ", x, " at row ", i, ", column ", j,
+                                      ", expected 0 where the weight is 0"));
+      if (state.weight > 0 && !std::isfinite(x / state.weight + mean(i) * mean(j)))
+        throw InvalidArgument(message("scatter: its quotient by the weight ", state.weight,
+                                      " or the mean's square overflows at row ", i, ", column ",
+                                      j));
+    }
   out.accumulator_->assume({state.count, state.weight});
   out.move_to(place);
   return out;

@@ -283,7 +283,7 @@ ArrayView view_of(const char* argument, const descramble_array* array) {
     std::int64_t left = most / element;
     for (std::size_t i = 0; i < rank; ++i) {
       const std::int64_t steps = a.shape[i] - 1, stride = a.strides[i];
-      if (stride < -left || product(std::abs(stride), steps) > left)
+      if (stride < -left || (steps > 0 && std::abs(stride) > left / steps))
         refuse("strides: got ", stride, " on axis ", i, ", which leads out of 63 bits");
       left -= std::abs(stride) * steps;
     }

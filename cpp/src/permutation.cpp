@@ -95,10 +95,11 @@ SmoothOrder descramble_permutation(const Covariance& covariance, const Operator&
     for (std::int64_t i = 0; i < c.rows(); ++i)
       for (std::int64_t j = 0; j < c.rows(); ++j)
         ordered(i, j) = c(p[std::size_t(i)], p[std::size_t(j)]);
-    return roughness(op, ordered, context);
+    // Both are semidefinite; rounding must not make a cost of 0 negative, and the bounds with it.
+    return std::max(0.0, roughness(op, ordered, context));
   };
   out.cost = cost_of(out.permutation);
-  out.initial_cost = roughness(op, c, context);
+  out.initial_cost = std::max(0.0, roughness(op, c, context));
   // Next to a large mean the rounding of the moments can be larger than the bound.
   const auto bound_of = [&](const SmoothnessDescrambler& d) {
     return std::clamp(d.bound - d.cost_error, 0.0, out.cost);

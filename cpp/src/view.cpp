@@ -66,6 +66,7 @@ ArrayView::ArrayView(const void* data, DType dtype, std::span<const std::int64_t
     shape_[std::size_t(i)] = length;
     strides_[std::size_t(i)] = strides[std::size_t(i)];
   }
+  if (this->size() == 0) strides_ = {};  // they may be any, and nobody steps along them
 }
 
 // The strides are filled in once the lengths are known to be possible.

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <iterator>
 #include <sstream>
 #include <string>
 
@@ -22,6 +23,33 @@ std::string text(const Parts&... parts) {
 
 std::string type_name(py::handle object) {
   return py::str(py::type::handle_of(object).attr("__name__"));
+}
+
+// What was raised, without the traceback that `what` adds.
+std::string reason(const py::error_already_set& error) {
+  return text(std::string(py::str(error.type().attr("__name__"))), ": ",
+              std::string(py::str(error.value())));
+}
+
+// What a producer's own methods raise is told of the argument, but for signals and memory.
+template <class View>
+Array viewed(const char* argument, const View& view) {
+  try {
+    return view();
+  } catch (const py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
+    throw TypeError(text(argument, ": its memory cannot be viewed: ", reason(error)));
+  }
+}
+
+// What a producer says of itself, `what`, as the type that its protocol prescribes.
+template <class T>
+T said(const py::object& value, const char* argument, const char* what) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw TypeError(text(argument, ": its ", what, " is ", std::string(py::repr(value))));
+  }
 }
 
 DType numpy_dtype(const py::array& array, const char* argument, const char* expected) {
@@ -73,8 +101,13 @@ DType dlpack_dtype(const dlpack::DataType& type, const char* argument, const cha
     if (type.code == dlpack::kFloat && type.bits == 32) return DType::float32;
     if (type.code == dlpack::kFloat && type.bits == 64) return DType::float64;
   }
-  throw TypeError(text(argument, ": got DLPack type code ", int(type.code), " of ", int(type.bits),
-                       " bits, expected ", expected));
+  const char* const names[] = {"int", "uint", "float", nullptr, "bfloat", "complex", "bool"};
+  const char* const known = type.code < std::size(names) ? names[type.code] : nullptr;
+  throw TypeError(
+      known != nullptr && type.lanes == 1
+          ? text(argument, ": got dtype ", known, int(type.bits), ", expected ", expected)
+          : text(argument, ": got DLPack type code ", int(type.code), " of ", int(type.bits),
+                 " bits, expected ", expected));
 }
 
 [[noreturn]] void refuse_device(const char* argument, const std::string& where,
@@ -128,12 +161,10 @@ std::uintptr_t stream_number(void* stream) {
   return stream == nullptr ? 1 : reinterpret_cast<std::uintptr_t>(stream);
 }
 
-py::object dlpack_capsule(const py::object& object, const char* argument, const py::dict& options) {
+py::object dlpack_capsule(const py::object& object, const py::dict& options) {
   try {
     return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0), **options);
   } catch (py::error_already_set& error) {
-    if (error.matches(PyExc_BufferError))
-      throw TypeError(text(argument, ": its memory cannot be viewed: ", error.what()));
     if (!error.matches(PyExc_TypeError)) throw;
     return object.attr("__dlpack__")(**options);  // a producer older than DLPack 1.0
   }
@@ -141,8 +172,8 @@ py::object dlpack_capsule(const py::object& object, const char* argument, const 
 
 Array from_dlpack(py::object object, const char* argument, const char* expected,
                   const Array* first) {
-  const auto [type, index] =
-      object.attr("__dlpack_device__")().cast<std::pair<std::int32_t, std::int32_t>>();
+  const auto [type, index] = said<std::pair<std::int32_t, std::int32_t>>(
+      object.attr("__dlpack_device__")(), argument, "__dlpack_device__()");
   Device device;
   void* stream = nullptr;
   bool in_order = true;
@@ -157,14 +188,17 @@ Array from_dlpack(py::object object, const char* argument, const char* expected,
     refuse_device(argument, text("a device of DLPack type ", type),
                   "only the CPU and CUDA are known here; move the array to the CPU first");
   }
+  if (py::hasattr(object, "fake_mode"))
+    throw TypeError(text(argument, ": got a ", type_name(object), ", which has no memory"));
   // torch exports only tensors without history; reading needs none.
-  if (py::hasattr(object, "requires_grad") && object.attr("requires_grad").cast<bool>())
+  if (py::hasattr(object, "requires_grad") && py::hasattr(object, "detach") &&
+      said<bool>(object.attr("requires_grad"), argument, "requires_grad"))
     object = object.attr("detach")();
   // torch exports the memory of a lazily negated tensor without its sign.
   if (py::hasattr(object, "resolve_neg")) object = object.attr("resolve_neg")();
 
   // The capsule is left unconsumed: while it lives the memory does, and its destructor frees it.
-  py::object capsule = dlpack_capsule(object, argument, options);
+  py::object capsule = dlpack_capsule(object, options);
   const dlpack::Tensor* tensor = nullptr;
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* managed = static_cast<const dlpack::ManagedTensorVersioned*>(
@@ -181,8 +215,14 @@ Array from_dlpack(py::object object, const char* argument, const char* expected,
     throw TypeError(text(argument, ": its __dlpack__ gave no DLPack capsule"));
   }
   const DType dtype = dlpack_dtype(tensor->dtype, argument, expected);
+  if (tensor->ndim < 0 || (tensor->ndim > 0 && tensor->shape == nullptr))
+    throw TypeError(text(argument, ": its DLPack capsule has ", tensor->ndim, " axes and ",
+                         tensor->shape == nullptr ? "no" : "a", " shape"));
   const std::span<const std::int64_t> shape(tensor->shape, std::size_t(tensor->ndim));
-  const void* const data = static_cast<const std::byte*>(tensor->data) + tensor->byte_offset;
+  // (Without memory there is none at an offset either.)
+  const void* const data = tensor->data == nullptr
+                               ? nullptr
+                               : static_cast<const std::byte*>(tensor->data) + tensor->byte_offset;
   const ArrayView view =
       tensor->strides == nullptr
           ? ArrayView(data, dtype, shape, device)
@@ -200,13 +240,22 @@ DType interface_dtype(const std::string& typestr, const char* argument, const ch
 
 Array from_cuda_interface(const py::object& object, const char* argument, const char* expected,
                           const Array* first) {
-  const auto interface = object.attr("__cuda_array_interface__").cast<py::dict>();
+  const py::object given = object.attr("__cuda_array_interface__");
+  if (!py::isinstance<py::dict>(given))
+    throw TypeError(text(argument, ": its __cuda_array_interface__ is ",
+                         std::string(py::repr(given)), ", expected a dictionary"));
+  const auto interface = py::reinterpret_borrow<py::dict>(given);
   if (!cuda_available())
     refuse_device(argument, "a CUDA device", cuda_config() + "; move the array to the CPU first");
-  const DType dtype = interface_dtype(interface["typestr"].cast<std::string>(), argument, expected);
-  const auto shape = interface["shape"].cast<std::vector<std::int64_t>>();
+  const auto entry = [&]<class T>(const char* key, T) {
+    if (!interface.contains(key))
+      throw TypeError(text(argument, ": its __cuda_array_interface__ lacks ", key));
+    return said<T>(interface[key], argument, key);
+  };
+  const DType dtype = interface_dtype(entry("typestr", std::string()), argument, expected);
+  const auto shape = entry("shape", std::vector<std::int64_t>());
   const auto data =
-      reinterpret_cast<const void*>(interface["data"].cast<py::tuple>()[0].cast<std::uintptr_t>());
+      reinterpret_cast<const void*>(entry("data", std::pair<std::uintptr_t, bool>()).first);
   // (An empty array may have no address.)
   const Device device = data == nullptr ? Device{DeviceKind::cuda, 0} : device_of(data);
   if (device.kind != DeviceKind::cuda)
@@ -217,7 +266,7 @@ Array from_cuda_interface(const py::object& object, const char* argument, const 
 
   void* stream = first != nullptr ? first->stream : stream_of(object, device.index).handle;
   if (interface.contains("stream") && !interface["stream"].is_none()) {
-    const auto number = interface["stream"].cast<std::uintptr_t>();
+    const auto number = entry("stream", std::uintptr_t());
     void* const producer = number == 1 ? nullptr : reinterpret_cast<void*>(number);
     if (first == nullptr)
       stream = producer;
@@ -226,7 +275,7 @@ Array from_cuda_interface(const py::object& object, const char* argument, const 
   }
   if (!interface.contains("strides") || interface["strides"].is_none())
     return checked({ArrayView(data, dtype, shape, device), object, stream, false}, argument);
-  auto strides = interface["strides"].cast<std::vector<std::int64_t>>();
+  auto strides = entry("strides", std::vector<std::int64_t>());
   for (std::int64_t& stride : strides) {
     if (stride % size_of(dtype) != 0)
       throw InvalidArgument(text(argument, ": stride of ", stride, " bytes is no multiple of its ",
@@ -243,13 +292,14 @@ Array view_of(const py::object& object, const char* argument, const char* expect
   if (py::isinstance<py::array>(object))
     return from_numpy(py::reinterpret_borrow<py::array>(object), argument, expected);
   if (py::hasattr(object, "__dlpack__") && py::hasattr(object, "__dlpack_device__"))
-    return from_dlpack(object, argument, expected, first);
+    return viewed(argument, [&] { return from_dlpack(object, argument, expected, first); });
   if (py::hasattr(object, "__cuda_array_interface__"))
-    return from_cuda_interface(object, argument, expected, first);
-  if (py::hasattr(object, "__array_interface__")) {
-    const py::array array = py::module_::import("numpy").attr("asarray")(object);
-    return from_numpy(array, argument, expected);
-  }
+    return viewed(argument, [&] { return from_cuda_interface(object, argument, expected, first); });
+  if (py::hasattr(object, "__array_interface__"))
+    return viewed(argument, [&] {
+      const py::array array = py::module_::import("numpy").attr("asarray")(object);
+      return from_numpy(array, argument, expected);
+    });
   throw TypeError(text(argument, ": got ", type_name(object),
                        ", expected a NumPy array, a torch tensor or another DLPack or "
                        "array-interface producer"));
@@ -264,8 +314,9 @@ std::optional<Array> optional_view_of(const std::optional<py::object>& object, c
 Context interruptible() {
   Context context;
   context.poll = [] {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    with_python([] {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    });
   };
   return context;
 }

@@ -13,6 +13,7 @@
 #include "descramble_fast/context.hpp"
 #include "descramble_fast/view.hpp"
 #include "device_array.hpp"
+#include "gil.hpp"
 
 namespace descramble_fast::python {
 
@@ -52,6 +53,13 @@ Context interruptible(const Array& array);
 
 /// Makes the default stream wait until the array's contents are there.
 void to_default_stream(const Array& array);
+
+/// A new object for pybind11 to own. A plain pointer: where there is no memory to register an
+/// object pybind11 frees it, and then a unique_ptr would do so once more.
+template <class T, class... Arguments>
+T* owned(Arguments&&... arguments) {
+  return new T(std::forward<Arguments>(arguments)...);
+}
 
 /// A NumPy array that owns the matrix, of the shape given; no copy.
 template <class T>

@@ -52,7 +52,7 @@ void bind_assignment(py::module_& module) {
         const auto duals = optional_view_of(initial_duals, "initial_duals", floating_types, &array);
         LinearAssignment result;
         {
-          const py::gil_scoped_release release;
+          const Released released;
           result = linear_assignment(array.view, {maximize, view_in(duals), on_device},
                                      interruptible(array));
         }
@@ -74,7 +74,7 @@ void bind_assignment(py::module_& module) {
         Search search(seed, restarts, time_limit, callback);
         QuadraticAssignment r;
         {
-          const py::gil_scoped_release release;
+          const Released released;
           r = quadratic_assignment(
               array_a.view, array_b.view,
               {maximize, std::move(partial_match), std::move(initial), search.options},

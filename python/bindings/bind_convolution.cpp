@@ -29,8 +29,8 @@ void bind_convolution(py::module_& module) {
       [](const py::object& weight, const std::vector<std::int64_t>& spatial_shape,
          const std::optional<Operator>& op) {
         const Array w = view_of(weight, "weight");
-        const py::gil_scoped_release release;
-        return std::make_unique<ConvolutionDescrambler>(
+        const Released released;
+        return owned<ConvolutionDescrambler>(
             descramble_conv(w.view, spatial_shape, op, interruptible(w)));
       },
       py::arg("weight"), py::arg("spatial_shape"), py::arg("operator"));

@@ -21,13 +21,13 @@ using SharedCross = Shared<CrossCovariance>;
 // Reads something from a locked accumulator with the GIL released.
 template <class T, class Use>
 auto read(const Shared<T>& shared, Use use) {
-  const py::gil_scoped_release release;
+  const Released released;
   return shared.locked(use);
 }
 
 template <class T>
 void merge(Shared<T>& self, const Shared<T>& other) {
-  const py::gil_scoped_release release;
+  const Released released;
   if (&self == &other) {
     self.locked([](T& value) { value.merge(value); });
   } else {
@@ -92,7 +92,7 @@ std::vector<double> vector_of(const py::array_t<double, py::array::c_style>& arr
 void bind_covariance(py::module_& module) {
   py::class_<SharedCovariance>(module, "Covariance")
       .def(py::init([](std::int64_t n, const std::optional<std::string>& device, bool offload) {
-             return std::make_unique<SharedCovariance>(Covariance(n, place_of(device, offload)));
+             return owned<SharedCovariance>(Covariance(n, place_of(device, offload)));
            }),
            py::arg("n_features"), py::arg("device") = py::none(), py::arg("offload") = false)
       .def(
@@ -101,7 +101,7 @@ void bind_covariance(py::module_& module) {
              const std::optional<py::object>& weights) {
             const Array array = view_of(batch, "batch");
             const Selection selection(array, mask, weights);
-            const py::gil_scoped_release release;
+            const Released released;
             self.locked([&](Covariance& c) {
               c.update(array.view, selection.rows(), interruptible(array));
             });
@@ -165,11 +165,11 @@ void bind_covariance(py::module_& module) {
           "from_samples",
           [](const py::object& x) {
             const Array array = view_of(x, "x");
-            const py::gil_scoped_release release;
+            const Released released;
             Covariance c(array.view.columns());
             c.update(array.view, {}, interruptible(array));
             keep_until_read({&array});
-            return std::make_unique<SharedCovariance>(std::move(c));
+            return owned<SharedCovariance>(std::move(c));
           },
           py::arg("x"))
       .def_static(
@@ -179,7 +179,7 @@ void bind_covariance(py::module_& module) {
              const py::array_t<double, py::array::c_style>& offset,
              const py::array_t<double, py::array::c_style>& scatter,
              const std::optional<std::string>& device, bool offload) {
-            return std::make_unique<SharedCovariance>(
+            return owned<SharedCovariance>(
                 Covariance::from_state({count, weight, has_mean, vector_of(reference),
                                         vector_of(offset), vector_of(scatter)},
                                        place_of(device, offload)));
@@ -193,8 +193,8 @@ void bind_covariance(py::module_& module) {
              double weight) {
             const Array moment = view_of(second_moment, "second_moment");
             const auto mean_array = optional_view_of(mean, "mean", floating_types, &moment);
-            const py::gil_scoped_release release;
-            return std::make_unique<SharedCovariance>(Covariance::from_moments(
+            const Released released;
+            return owned<SharedCovariance>(Covariance::from_moments(
                 moment.view, view_in(mean_array), weight, {}, interruptible(moment)));
           },
           py::arg("second_moment"), py::arg("mean"), py::arg("weight"))
@@ -202,10 +202,10 @@ void bind_covariance(py::module_& module) {
           "combine",
           [](const std::vector<const SharedCovariance*>& covariances,
              const std::vector<double>& weights) {
-            const py::gil_scoped_release release;
+            const Released released;
             return SharedCovariance::locked_all(
                 covariances, [&](const std::vector<const Covariance*>& parts) {
-                  return std::make_unique<SharedCovariance>(Covariance::combine(parts, weights));
+                  return owned<SharedCovariance>(Covariance::combine(parts, weights));
                 });
           },
           py::arg("covariances"), py::arg("weights"));
@@ -226,8 +226,7 @@ void bind_covariance(py::module_& module) {
   py::class_<SharedCross>(module, "CrossCovariance")
       .def(py::init([](std::int64_t n_x, std::int64_t n_y, const std::optional<std::string>& device,
                        bool offload) {
-             return std::make_unique<SharedCross>(
-                 CrossCovariance(n_x, n_y, place_of(device, offload)));
+             return owned<SharedCross>(CrossCovariance(n_x, n_y, place_of(device, offload)));
            }),
            py::arg("n_x"), py::arg("n_y"), py::arg("device") = py::none(),
            py::arg("offload") = false)
@@ -238,7 +237,7 @@ void bind_covariance(py::module_& module) {
             const Array array_x = view_of(x, "x");
             const Array array_y = view_of(y, "y", floating_types, &array_x);
             const Selection selection(array_x, mask, weights);
-            const py::gil_scoped_release release;
+            const Released released;
             self.locked([&](CrossCovariance& c) {
               c.update(array_x.view, array_y.view, selection.rows(), interruptible(array_x));
             });

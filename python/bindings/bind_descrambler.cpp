@@ -1,6 +1,7 @@
 #include "descramble_fast/descrambler.hpp"
 
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <memory>
 #include <string>
@@ -22,7 +23,7 @@ py::object mapped(const Descrambler& self, const py::object& object, const char*
   const Array array = view_of(object, argument);
   Matrix<double> out;
   {
-    const py::gil_scoped_release release;
+    const Released released;
     out = (self.*method)(array.view, interruptible(array));
   }
   return to_python(std::move(out), shape_of(array.view));
@@ -37,7 +38,7 @@ Gauge gauge_of(const std::string& name) {
 
 template <class Call>
 auto without_gil(Call call) {
-  const py::gil_scoped_release release;
+  const Released released;
   return call();
 }
 
@@ -134,15 +135,17 @@ void bind_descrambler(py::module_& module) {
           to_default_stream(*reference);  // the moments may lie on several devices
           options.reference = reference->view;
         }
-        return without_gil([&] {
+        std::vector<SmoothnessDescrambler> found = without_gil([&] {
           return SharedCovariance::locked_all(
               covariances, [&](const std::vector<const Covariance*>& parts) {
-                std::vector<std::unique_ptr<SmoothnessDescrambler>> out;
-                for (auto& d : descramble_many(parts, ops, options, interruptible()))
-                  out.push_back(std::make_unique<SmoothnessDescrambler>(std::move(d)));
-                return out;
+                return descramble_many(parts, ops, options, interruptible());
               });
         });
+        py::typing::List<SmoothnessDescrambler> out;
+        for (SmoothnessDescrambler& d : found)
+          out.append(py::cast(owned<SmoothnessDescrambler>(std::move(d)),
+                              py::return_value_policy::take_ownership));
+        return out;
       },
       py::arg("covariances"), py::arg("operators"), py::arg("center"), py::arg("gauge"),
       py::arg("k"));
@@ -160,7 +163,7 @@ void bind_descrambler(py::module_& module) {
             optional_view_of(input_second_moment, "input_second_moment", floating_types, &w);
         const auto m = optional_view_of(input_mean, "input_mean", floating_types, &w);
         return without_gil([&] {
-          return std::make_unique<SharedCovariance>(
+          return owned<SharedCovariance>(
               preactivation_moment(w.view, view_in(b), view_in(s), view_in(m), interruptible(w)));
         });
       },
@@ -170,9 +173,8 @@ void bind_descrambler(py::module_& module) {
       "descramble_trace",
       [](const py::object& weight) {
         const Array w = view_of(weight, "W");
-        return without_gil([&] {
-          return std::make_unique<MatrixDescrambler>(descramble_trace(w.view, interruptible(w)));
-        });
+        return without_gil(
+            [&] { return owned<MatrixDescrambler>(descramble_trace(w.view, interruptible(w))); });
       },
       py::arg("weight"));
   module.def(
@@ -180,7 +182,7 @@ void bind_descrambler(py::module_& module) {
       [](const py::object& weight) {
         const Array w = view_of(weight, "W");
         return without_gil([&] {
-          return std::make_unique<MatrixDescrambler>(descramble_diagonal(w.view, interruptible(w)));
+          return owned<MatrixDescrambler>(descramble_diagonal(w.view, interruptible(w)));
         });
       },
       py::arg("weight"));

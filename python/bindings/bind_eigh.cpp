@@ -18,7 +18,7 @@ Solved solve(const Array& array, std::optional<std::int64_t> k) {
   const ArrayView& a = array.view;
   Eigh<T> result;
   {
-    const py::gil_scoped_release release;
+    const Released released;
     result = eigh<T>(a, k, interruptible(array));
   }
   const std::int64_t kept = result.eigenvalues.columns();

@@ -15,7 +15,7 @@ void bind_limits(py::module_& module) {
       [](int threads, double seconds) -> py::typing::Dict<py::str, std::optional<double>> {
         MachineLimits limits;
         {
-          const py::gil_scoped_release release;
+          const Released released;
           Context context = interruptible();
           context.threads = threads;
           limits = machine_limits(seconds, context);

@@ -17,7 +17,7 @@ py::object mapped(const Operator& self, const py::object& x) {
   const Array array = view_of(x, "x");
   Matrix<double> out;
   {
-    const py::gil_scoped_release release;
+    const Released released;
     out = (self.*Method)(array.view, interruptible(array));
   }
   return to_python(std::move(out), shape_of(array.view));
@@ -46,7 +46,7 @@ void bind_operators(py::module_& module) {
           "from_matrix",
           [](const py::object& matrix) {
             const Array array = view_of(matrix, "matrix");
-            const py::gil_scoped_release release;
+            const Released released;
             return Operator::from_matrix(array.view, interruptible(array));
           },
           py::arg("matrix"))

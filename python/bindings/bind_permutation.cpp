@@ -36,7 +36,7 @@ Permuted solved(const py::object& object, const char* argument, const Solve& sol
   const Array array = view_of(object, argument);
   Permutation r;
   {
-    const py::gil_scoped_release release;
+    const Released released;
     r = solve(array.view, interruptible(array));
   }
   return permuted(r);
@@ -68,7 +68,7 @@ void bind_permutation(py::module_& module) {
         Search search(seed, restarts, time_limit, callback);
         SmoothOrder r;
         {
-          const py::gil_scoped_release release;
+          const Released released;
           // A copy, so that callbacks and other threads can read the accumulator meanwhile.
           const Covariance copy = covariance.locked(
               [](const Covariance& c) { return Covariance::from_state(c.state(), {c.device()}); });
@@ -118,7 +118,7 @@ void bind_permutation(py::module_& module) {
       [](const SmoothnessDescrambler& d) -> Matched {
         ModeMatch r;
         {
-          const py::gil_scoped_release release;
+          const Released released;
           r = match_modes(d, interruptible());
         }
         return py::make_tuple(indices(r.modes),
@@ -132,7 +132,7 @@ void bind_permutation(py::module_& module) {
          const py::object& w_other, const std::optional<py::object>& b_other,
          const py::object& next_other) {
         const LayerArrays one(w, b, next), other(w_other, b_other, next_other);
-        const py::gil_scoped_release release;
+        const Released released;
         return output_difference(one.layer(), other.layer(), interruptible());
       },
       py::arg("weight"), py::arg("bias"), py::arg("next_weight"), py::arg("other_weight"),

@@ -102,7 +102,7 @@ DeviceArray from_numpy(const py::array& array, int device) {
   const auto bytes = std::int64_t(contiguous.nbytes());
   const void* const from = contiguous.data();
   const auto memory = [&] {
-    const py::gil_scoped_release release;
+    const Released released;
     const auto there = std::make_shared<Bytes>(1, bytes, Device{DeviceKind::cuda, device});
     copy_between(there->device(), there->data(), {}, from, bytes, {});
     return there;
@@ -119,7 +119,7 @@ py::object to_host(const DeviceArray& self) {
                          .cast<py::array>();
   void* const to = memory.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const Released released;
     copy_between({}, to, self.device(), self.data(), self.bytes(), {});
   }
   return numpy.attr("ndarray")(self.shape(), dtype, memory, 0, byte_strides(self));

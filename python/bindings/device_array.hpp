@@ -51,7 +51,9 @@ class DeviceArray {
 template <class T>
 py::object device_array(std::shared_ptr<Matrix<T>> memory, dlpack::DataType type,
                         std::vector<std::int64_t> shape) {
-  return py::cast(std::make_unique<DeviceArray>(std::move(memory), type, std::move(shape)));
+  // (As owned() of array.hpp.)
+  return py::cast(new DeviceArray(std::move(memory), type, std::move(shape)),
+                  py::return_value_policy::take_ownership);
 }
 
 }  // namespace descramble_fast::python

@@ -20,7 +20,9 @@ class Search {
     options.seed = seed;
     options.restarts = restarts;
     options.time_limit = time_limit;
-    options.progress = [this](const SearchProgress& progress) { return report(progress); };
+    options.progress = [this](const SearchProgress& progress) {
+      return with_python([&] { return report(progress); });
+    };
   }
   Search(const Search&) = delete;
   Search& operator=(const Search&) = delete;
@@ -41,12 +43,7 @@ class Search {
   /// Ctrl-C and other signals end the call, but once there is an answer, Ctrl-C is noted, and the
   /// search stops with it at its next report.
   Context context(void* stream = nullptr) {
-    return {0,
-            [this] {
-              const py::gil_scoped_acquire acquire;
-              look_for_signals();
-            },
-            stream};
+    return {0, [this] { with_python([this] { look_for_signals(); }); }, stream};
   }
 
   SearchOptions options;
@@ -61,7 +58,6 @@ class Search {
   }
 
   bool report(const SearchProgress& progress) {
-    const py::gil_scoped_acquire acquire;
     reported_ = true;
     look_for_signals();
     if (interrupted_) return true;

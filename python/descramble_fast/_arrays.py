@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import operator
+import os
 import warnings
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -63,7 +67,7 @@ class Kind:
 
     def see(self, array: Array) -> None:
         """Remember the library of `array`, unless one is known already."""
-        if self._namespace is not None or self._cuda is not None:
+        if self._namespace is not None or self._cuda is not None or isinstance(array, type):
             return
         if isinstance(array, np.ndarray):
             self._namespace = np
@@ -113,8 +117,14 @@ def on_host(array: Array) -> NDArray[Any]:
     """Any array as a NumPy array, copied where it lies on a device."""
     if isinstance(array, _core.DeviceArray):
         return np.asarray(array.numpy())
-    if array_api_compat.is_torch_array(array) or array_api_compat.is_cupy_array(array):
+    if array_api_compat.is_torch_array(array):
+        # NumPy takes neither gradients, nor lazily negated views, nor bfloat16.
+        array = array.detach().resolve_conj().resolve_neg().cpu()
+        array = array.float() if dtype_name(array) == "bfloat16" else array
+    elif array_api_compat.is_cupy_array(array):
         array = array_api_compat.to_device(array, "cpu")
+    elif hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
+        array = np.from_dlpack(array)
     return np.asarray(array)
 
 
@@ -134,6 +144,102 @@ def integer(argument: str, value: Any) -> int:
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{argument}: got {number}, expected 64 bits at most")
     return number
+
+
+def shape_of(argument: str, array: Array) -> tuple[int, ...]:
+    """Shape of an array; TypeError for what has none, or none of plain numbers."""
+    try:
+        return tuple(operator.index(length) for length in array.shape)
+    except Exception:  # a nested tensor raises anything
+        kind = type(array).__name__
+        raise TypeError(f"{argument}: got {kind}, expected an array") from None
+
+
+def flag(argument: str, value: Any) -> bool:
+    """Check a switch: TypeError where it is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"{argument}: got {value!r} ({type(value).__name__}), expected True or False"
+        )
+    return bool(value)
+
+
+def real(argument: str, value: Any) -> float:
+    """Check a number: TypeError where it is no real one, ValueError where it is not finite."""
+    try:
+        if isinstance(value, (str, bytes)) or getattr(value, "shape", ()) != ():
+            raise TypeError
+        number = float(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{argument}: got {value!r} ({kind}), expected a number") from None
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{argument}: got {number}, expected a finite number")
+    return number
+
+
+def one_of(argument: str, value: Any, *choices: str) -> str:
+    """Check a word: ValueError where it is none of the choices."""
+    if not (isinstance(value, str) and value in choices):
+        quoted = [f'"{choice}"' for choice in choices]
+        listing = " or ".join([", ".join(quoted[:-1]), quoted[-1]])
+        raise ValueError(f"{argument}: got {value!r}, expected {listing}")
+    return value
+
+
+def file_path(argument: str, value: Any) -> str:
+    """Check a path: TypeError where it is none, ValueError where no file can have it."""
+    try:
+        path = os.fsdecode(value)
+    except TypeError:
+        raise TypeError(f"{argument}: got {type(value).__name__}, expected a path") from None
+    if not path or "\0" in path:
+        raise ValueError(f"{argument}: got {path!r}, expected the path of a file")
+    return path
+
+
+def listed(argument: str, value: Any, what: str) -> list[Any]:
+    """Check a sequence: TypeError where it is none."""
+    try:
+        if isinstance(value, (str, bytes, Mapping, Set)):
+            raise TypeError
+        return list(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{argument}: got {kind}, expected a sequence of {what}") from None
+
+
+_KINDS = {"bool": "b", "integers": "iu", "real numbers": "biuf"}
+
+
+def numbers(argument: str, value: Any, what: str = "real numbers") -> NDArray[Any]:
+    """Give an array or nested lists of numbers as a NumPy array; TypeError for others."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{argument}: got a masked array, expected one without a mask")
+    try:
+        found = on_host(value)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, say
+        kind = type(value).__name__
+        raise TypeError(f"{argument}: got {kind}, expected an array of {what}") from None
+    known = found.dtype.kind in _KINDS[what]
+    if not (known or (what == "real numbers" and found.dtype.name == "bfloat16")):
+        got = type(value).__name__ if found.ndim == 0 else f"dtype {found.dtype}"
+        raise TypeError(f"{argument}: got {got}, expected an array of {what}")
+    return found
+
+
+@contextlib.contextmanager
+def called(**names: str) -> Iterator[None]:
+    """Let errors speak of the caller's arguments: those of the core on the left hand."""
+    try:
+        yield
+    except (TypeError, ValueError, MemoryError, _core.BackendError) as error:
+        argument, colon, rest = str(error).partition(":")
+        if argument not in names:
+            raise
+        raise type(error)(f"{names[argument]}{colon}{rest}") from None
 
 
 def dtype_name(array: Array) -> str:

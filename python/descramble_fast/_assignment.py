@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, Route, beside, dtype_name, integer, on_host
+from descramble_fast._arrays import (
+    Array,
+    Kind,
+    Route,
+    beside,
+    dtype_name,
+    flag,
+    integer,
+    numbers,
+    on_host,
+    real,
+)
 
 Progress = Callable[[_core.SearchProgress], object]
 
@@ -31,7 +42,7 @@ class LinearAssignmentResult:
         maximised); 0 for a row or column left out. All to rounding.
     gap : float or array, (...)
         `cost` less the sum of all duals (its negative where maximised): 0 to rounding, and exactly
-        0 for integer costs.
+        0 for integer costs (from integer duals, where there are initial ones).
     violation : float or array, (...)
         The largest amount by which an inequality of the duals fails: 0 to rounding. With `gap`, the
         certificate that no assignment is better.
@@ -98,7 +109,7 @@ def linear_assignment(
     """
     kind = Kind.of(cost)
     columns, total, u, v, gap, violation, route = _core.linear_assignment(
-        _floating("cost", cost, None), bool(maximize), initial_duals
+        _floating("cost", cost, None), flag("maximize", maximize), initial_duals
     )
     single = columns.ndim == 1
     return LinearAssignmentResult(
@@ -229,11 +240,11 @@ def quadratic_assignment(
     """
     kind = Kind.of(A, B)
     pairs = [] if partial_match is None else _pairs(partial_match)
-    start = None if initial is None else [integer("initial", p) for p in np.asarray(initial)]
+    start = None if initial is None else _start(initial)
     columns, cost, initial_cost, steps, stopped, route = _core.quadratic_assignment(
         _floating("A", A, 2**53),
         _floating("B", B, 2**53),
-        bool(maximize),
+        flag("maximize", maximize),
         pairs,
         start,
         *search_options(seed, restarts, time_limit, callback),
@@ -255,13 +266,21 @@ def search_options(
         raise ValueError(f"restarts: got {count}, expected at least 1")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: got {type(callback).__name__}, expected a callable")
-    return number, count, None if time_limit is None else float(time_limit), callback
+    limit = None if time_limit is None else real("time_limit", time_limit)
+    return number, count, limit, callback
+
+
+def _start(initial: Array | Sequence[int]) -> list[int]:
+    order = numbers("initial", initial, "integers")
+    if order.ndim != 1:
+        raise ValueError(f"initial: got shape {order.shape}, expected (n,)")
+    return [integer("initial", p) for p in order]
 
 
 def _pairs(partial_match: Array | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    pairs = np.asarray(partial_match)
-    if pairs.size == 0:
+    if isinstance(partial_match, Sequence) and len(partial_match) == 0:
         return []
+    pairs = numbers("partial_match", partial_match, "integers")
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"partial_match: got shape {pairs.shape}, expected (m, 2)")
     return [(integer("partial_match", i), integer("partial_match", p)) for i, p in pairs]

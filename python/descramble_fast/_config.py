@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import integer
+from descramble_fast._arrays import integer, one_of
 
 
 def cuda_available() -> bool:
@@ -81,8 +81,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> sorted(df.show_config("dict"))[:5]
     ['cuda', 'descramble_fast', 'instruction_set', 'lapack', 'numpy']
     """
-    if mode not in ("stdout", "dict"):
-        raise ValueError(f'mode: got {mode!r}, expected "stdout" or "dict"')
+    one_of("mode", mode, "stdout", "dict")
     config: dict[str, Any] = {
         "descramble_fast": _core.__version__,
         "python": platform.python_version(),

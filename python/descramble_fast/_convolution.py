@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, integer, on_host
+from descramble_fast._arrays import Array, Kind, integer, listed, on_host, shape_of
 from descramble_fast._descramble import Descrambler, common_fields
 from descramble_fast.operators import Operator
 
@@ -76,7 +76,7 @@ class ConvolutionDescrambler(Descrambler):
         return self._mapped(samples, back=True)
 
     def _mapped(self, samples: Array, back: bool) -> Array:
-        shape = tuple(getattr(samples, "shape", ()))
+        shape = shape_of("samples", samples)
         places = math.prod(self.spatial_shape)
         grid = (self._core.size // places, *self.spatial_shape)
         rows = self._operand(samples)
@@ -164,10 +164,8 @@ def descramble_conv(
     >>> bool(np.allclose(d.inverse_transform(d.transform(outputs)), outputs))
     True
     """
-    if isinstance(spatial_shape, str) or not hasattr(spatial_shape, "__iter__"):
-        got = type(spatial_shape).__name__
-        raise TypeError(f"spatial_shape: got {got}, expected a sequence of integers")
-    shape = tuple(integer("spatial_shape", length) for length in spatial_shape)
+    lengths = listed("spatial_shape", spatial_shape, "integers")
+    shape = tuple(integer("spatial_shape", length) for length in lengths)
     if operator is not None and not isinstance(operator, Operator):
         raise TypeError(f"operator: got {type(operator).__name__}, expected an Operator")
     core = _core.descramble_conv(weight, shape, None if operator is None else operator._core)

@@ -11,8 +11,22 @@ import safetensors
 import safetensors.numpy
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Floats, Kind, beside, dtype_name, integer, on_host
-from descramble_fast._files import replace_file
+from descramble_fast._arrays import (
+    Array,
+    Floats,
+    Kind,
+    beside,
+    called,
+    dtype_name,
+    file_path,
+    flag,
+    integer,
+    listed,
+    numbers,
+    on_host,
+    real,
+)
+from descramble_fast._files import panics_refused, replace_file
 
 _FORMAT = "descramble_fast.covariance"
 _SCHEMA = "1"
@@ -22,13 +36,19 @@ def _rows(batch: Array, mask: Array | None, weights: Array | None) -> tuple[Any,
     """Selectors as the core takes them: lists become arrays, and integer weights float64."""
     if mask is None and weights is None:
         return None, None
-    rows = beside(batch, np.asarray(mask)) if isinstance(mask, Sequence) else mask
+    rows = beside(batch, numbers("mask", mask, "bool")) if isinstance(mask, Sequence) else mask
     if isinstance(weights, Sequence):
-        return rows, beside(batch, np.asarray(weights, dtype=np.float64))
+        return rows, beside(batch, numbers("weights", weights).astype(np.float64))
     whole = dtype_name(weights).startswith(("int", "uint", "bool"))
     if whole and not isinstance(weights, np.ma.MaskedArray):
         return rows, beside(weights, on_host(weights).astype(np.float64))
     return rows, weights
+
+
+def _place(device: str | None, offload: bool) -> tuple[str | None, bool]:
+    if not (device is None or isinstance(device, str)):
+        raise TypeError(f"device: got {device!r} ({type(device).__name__}), expected None or a str")
+    return device, flag("offload", offload)
 
 
 class Covariance:
@@ -79,7 +99,7 @@ class Covariance:
     """
 
     def __init__(self, n_features: int, device: str | None = None, offload: bool = False) -> None:
-        self._core = _core.Covariance(integer("n_features", n_features), device, offload)
+        self._core = _core.Covariance(integer("n_features", n_features), *_place(device, offload))
         self._kind = Kind()
         self._input_dtypes: frozenset[str] = frozenset()
         self._last_dtype: Any = None
@@ -234,7 +254,7 @@ class Covariance:
 
         Raises ValueError where weight - ddof is not positive, or where the mean is unknown.
         """
-        return self._kind.out(self._core.covariance(ddof))
+        return self._kind.out(self._core.covariance(real("ddof", ddof)))
 
     @classmethod
     def from_samples(cls, x: Array) -> Covariance:
@@ -247,8 +267,14 @@ class Covariance:
         >>> df.Covariance.from_samples(np.ones((4, 3), dtype=np.float32)).count
         4
         """
-        out = cls._wrap(_core.Covariance.from_samples(x), Kind())
-        out._saw(x)
+        return cls._of("x", x)
+
+    @classmethod
+    def _of(cls, argument: str, samples: Array) -> Covariance:
+        """Moments of samples that are called so."""
+        with called(x=argument, batch=argument, n_features=f"{argument}, its last axis"):
+            out = cls._wrap(_core.Covariance.from_samples(samples), Kind())
+        out._saw(samples)
         return out
 
     @classmethod
@@ -282,7 +308,7 @@ class Covariance:
         >>> df.Covariance.from_moments(np.eye(2), mean=np.array([0.5, 0.0])).covariance().tolist()
         [[0.75, 0.0], [0.0, 1.0]]
         """
-        core = _core.Covariance.from_moments(second_moment, mean, weight)
+        core = _core.Covariance.from_moments(second_moment, mean, real("weight", weight))
         return cls._wrap(core, Kind.of(second_moment))
 
     @classmethod
@@ -316,13 +342,17 @@ class Covariance:
         >>> df.Covariance.combine([one, one], [1.0, 0.5]).second_moment().tolist()
         [[1.5, 0.0], [0.0, 1.5]]
         """
+        covs = listed("covs", covs, "Covariance")
         for i, cov in enumerate(covs):
             if not isinstance(cov, Covariance):
                 raise TypeError(f"covs: entry {i} is {type(cov).__name__}, expected a Covariance")
         kind = Kind()
         for cov in covs:
             kind.adopt(cov._kind)
-        core = _core.Covariance.combine([cov._core for cov in covs], [float(w) for w in weights])
+        shares = [
+            real(f"weights[{i}]", w) for i, w in enumerate(listed("weights", weights, "numbers"))
+        ]
+        core = _core.Covariance.combine([cov._core for cov in covs], shares)
         out = cls._wrap(core, kind)
         out._input_dtypes = frozenset().union(*(cov._input_dtypes for cov in covs))
         return out
@@ -372,7 +402,9 @@ class Covariance:
             "input_dtypes": ",".join(self.input_dtypes),
             **beside,
         }
-        replace_file(path, safetensors.numpy.save(tensors, metadata))
+        with panics_refused():
+            content = safetensors.numpy.save(tensors, metadata)
+        replace_file(path, content)
 
     @classmethod
     def load(
@@ -387,8 +419,18 @@ class Covariance:
         ValueError
             If it is not such a file, or of a later schema.
         """
+        return cls._load(path, device, offload)[0]
+
+    @classmethod
+    def _load(
+        cls, path: str | os.PathLike[str], device: str | None = None, offload: bool = False
+    ) -> tuple[Covariance, Mapping[str, str]]:
+        """Read the state and the words in the metadata, both of one file if it is replaced."""
+        place, path = _place(device, offload), file_path("path", path)
+        with open(path, "rb"):
+            pass  # safetensors' own errors name no file
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
+            with panics_refused(), safetensors.safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"path: {path} holds no covariance of descramble_fast")
@@ -413,12 +455,11 @@ class Covariance:
             tensors["reference"],
             tensors["offset"],
             tensors["scatter"],
-            device,
-            offload,
+            *place,
         )
         self = cls._wrap(core, Kind())
         self._input_dtypes = frozenset(filter(None, metadata.get("input_dtypes", "").split(",")))
-        return self
+        return self, metadata
 
 
 _LAYOUT = {
@@ -454,7 +495,7 @@ class CrossCovariance:
         self, n_x: int, n_y: int, device: str | None = None, offload: bool = False
     ) -> None:
         self._core = _core.CrossCovariance(
-            integer("n_x", n_x), integer("n_y", n_y), device, offload
+            integer("n_x", n_x), integer("n_y", n_y), *_place(device, offload)
         )
         self._kind = Kind()
 
@@ -496,7 +537,7 @@ class CrossCovariance:
 
     def cross_covariance(self, ddof: float = 0) -> Array:
         """Σ w (x - μ)(y - ν)ᵀ / (Σ w - ddof), shape (n_x, n_y), float64."""
-        return self._kind.out(self._core.cross_covariance(ddof))
+        return self._kind.out(self._core.cross_covariance(real("ddof", ddof)))
 
     def correlation(self) -> Array:
         """Pearson's correlation, shape (n_x, n_y), float64; 0 where a feature is constant."""

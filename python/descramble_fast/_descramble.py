@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from descramble_fast import _core, operators
-from descramble_fast._arrays import Array, Kind, Route, integer
+from descramble_fast._arrays import Array, Kind, Route, called, flag, integer, listed
 from descramble_fast._covariance import Covariance
 from descramble_fast._stability import Stability, measure
 from descramble_fast.operators import Operator
@@ -316,9 +316,15 @@ def descramble(
     >>> bool(np.allclose(d.transform(scrambled), scrambled @ d.matrix.T))
     True
     """
-    return descramble_many(
-        [samples_or_covariance], operator=operator, center=center, gauge=gauge, k=k
-    )[0]
+    moments = (
+        samples_or_covariance
+        if isinstance(samples_or_covariance, Covariance)
+        else Covariance._of("samples_or_covariance", samples_or_covariance)
+    )
+    if not (operator is None or isinstance(operator, Operator)):
+        raise TypeError(f"operator: got {type(operator).__name__}, expected an Operator")
+    with called(covariances="samples_or_covariance"):
+        return descramble_many([moments], operator=operator, center=center, gauge=gauge, k=k)[0]
 
 
 def descramble_many(
@@ -360,17 +366,17 @@ def descramble_many(
     """
     if isinstance(covariances, Covariance):
         raise TypeError("covariances: got one Covariance, expected a sequence of them")
-    if not isinstance(center, bool):
-        raise TypeError(f"center: got {type(center).__name__}, expected a bool")
+    center = flag("center", center)
     k = None if k is None else integer("k", k)
     moments = [
-        item if isinstance(item, Covariance) else Covariance.from_samples(item)
-        for item in covariances
+        item if isinstance(item, Covariance) else Covariance._of(f"covariances[{i}]", item)
+        for i, item in enumerate(listed("covariances", covariances, "Covariance or array"))
     ]
     ops = _operators_for(moments, operator)
-    solved = _core.descramble_many(
-        [cov._core for cov in moments], [op._core for op in ops], center, gauge, k
-    )
+    with called(second_moment="covariances"):
+        solved = _core.descramble_many(
+            [cov._core for cov in moments], [op._core for op in ops], center, gauge, k
+        )
     gauge_name = gauge if isinstance(gauge, str) else "reference"
     return tuple(
         _smoothness(core, cov._kind, op, gauge_name, center)
@@ -395,7 +401,8 @@ def descramble_memory(n: int, k: int | None = None) -> int:
     Returns
     -------
     int
-        Bytes: a little more than 32 n² for all components, 16 n² + 8 k n for k of them.
+        Bytes: a little more than 32 n² for all components, 8 k n more for k of them; 16 n² + 8 k n
+        from n = 1024 on where k < n / 32.
 
     Raises
     ------

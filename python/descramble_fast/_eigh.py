@@ -39,7 +39,8 @@ def eigh(a: Array, k: int | None = None) -> EighResult:
     one that fails goes down a ladder of LAPACK drivers, recorded in the route. A batch is spread
     over threads and, to ``n = 512`` in float32 and 320 in float64, solved several matrices at a
     time in the lanes of vectors. One matrix needs ``3 n²`` elements of memory beside `a`, the
-    result included; ``n² + k n`` with `k`.
+    result included, ``k n`` more with `k`; ``n² + k n`` from n = 1024 on where `k` is at most
+    n / 32 and the spectrum decays.
 
     Parameters
     ----------

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
+import shutil
+import stat
+import urllib.parse
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -18,12 +23,20 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from descramble_fast._arrays import file_path
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where what killed writers left is not told from the rest
+    fcntl = None  # type: ignore[assignment]
+
 FLOATING = ("float16", "BF16", "float32", "float64")
 
 _SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64"}
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 # A chunk of at most so many bytes is read whole, lest it be unpacked more than once.
 _LARGEST_CHUNK = 1 << 27
+_LONGEST_HEADER = 10_000
 
 
 class FileError(ValueError):
@@ -42,6 +55,22 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # broken bytes get them to raise anything
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileError(f"{path}: no readable {_format(path)}: {text}") from error
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """Give a path as text that can be encoded, its bytes that are no UTF-8 in hexadecimal."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def panics_refused() -> Iterator[None]:
+    """Let what safetensors raises where Python has no memory for a result be a MemoryError."""
+    try:
+        yield
+    except BaseException as error:  # which no handler of Exception would see
+        if type(error).__name__ != "PanicException":
+            raise
+        raise MemoryError(f"safetensors: {error}") from error
 
 
 def _format(path: Path) -> str:
@@ -125,10 +154,12 @@ class StoredArray:
 
     def read(self) -> NDArray[Any]:
         """Read the whole array, in its shape and type."""
-        out = np.empty((self.rows, self.n), dtype=self.element)
-        with reading(self.path), contextlib.closing(self.open(0)) as rows:
-            rows.read_into(out)
-        return out.reshape(self.shape)
+        element = self.element
+        with reading(self.path):
+            out = np.empty((self.rows, self.n), dtype=element)
+            with contextlib.closing(self.open(0)) as rows:
+                rows.read_into(out)
+            return out.reshape(self.shape)
 
     def fingerprint(self) -> str:
         """Tell the file from what it is after a change: by size, time, first and last bytes."""
@@ -185,7 +216,7 @@ def open_arrays(path: Path) -> ArrayFile:
 def _npy_array(path: Path) -> ArrayFile:
     with open(path, "rb") as file:
         array = _numpy_array(path, "array", file, path.stat().st_size)
-    return ArrayFile(path.name, {"array": array}, {})
+    return ArrayFile(printable(path.name), {"array": array}, {})
 
 
 def _npz_arrays(path: Path) -> ArrayFile:
@@ -203,7 +234,7 @@ def _npz_arrays(path: Path) -> ArrayFile:
                     arrays[name] = _numpy_array(
                         path, name, packed, member.file_size, member.filename
                     )
-    return ArrayFile(path.name, arrays, {})
+    return ArrayFile(printable(path.name), arrays, {})
 
 
 def _content_of(member: zipfile.ZipInfo, file: IO[bytes]) -> int:
@@ -227,6 +258,11 @@ def _numpy_array(
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     elif version == (2, 0):
+        # NumPy refuses long headers, too, but only once it has read them.
+        length = int.from_bytes(file.read(4), "little")
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"{name} has a header of {length} bytes")
+        file.seek(-4, os.SEEK_CUR)
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     else:
         raise ValueError(f"{name} has format version {version}, expected 1.0 or 2.0")
@@ -275,7 +311,7 @@ def _whole_member(path: Path, member: str) -> NDArray[Any]:
 
 
 def _safetensors_arrays(path: Path) -> ArrayFile:
-    with safetensors.safe_open(path, framework="numpy") as file:
+    with panics_refused(), safetensors.safe_open(path, framework="numpy") as file:
         metadata = dict(file.metadata() or {})
     # The header was checked by the library, which does not say where a tensor begins.
     with open(path, "rb") as raw:
@@ -293,7 +329,7 @@ def _safetensors_arrays(path: Path) -> ArrayFile:
 
             dtype = _SAFETENSORS.get(dtype, dtype)
             arrays[name] = StoredArray(path=path, name=name, shape=shape, dtype=dtype, open=rows)
-    return ArrayFile(path.name, arrays, metadata)
+    return ArrayFile(printable(path.name), arrays, metadata)
 
 
 def _zarr_arrays(path: Path) -> ArrayFile:
@@ -334,7 +370,7 @@ def _zarr_arrays(path: Path) -> ArrayFile:
             step=max(1, chunk * together),
             beside=beside,
         )
-    return ArrayFile(path.name, arrays, {})
+    return ArrayFile(printable(path.name), arrays, {})
 
 
 def _members(group: Any) -> Iterator[tuple[str, Any]]:
@@ -389,6 +425,8 @@ class _Sliced:
         self._next = start
 
     def read_into(self, out: NDArray[Any]) -> None:
+        if not out.size:  # of no length along some axis, which nothing can be divided by
+            return
         if len(self._shape) < 2:
             out[:] = self._array()[...]
             return
@@ -414,33 +452,137 @@ def _fill(path: Path, file: IO[bytes], out: NDArray[Any]) -> None:
 
 
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    A file keeps its permissions; a link is replaced, not followed. What earlier writers of the file
+    left when they were killed is deleted.
+    """
+    path = Path(file_path("path", path))
+    if not path.name:
+        raise ValueError(f"path: got {str(path)!r}, expected the path of a file")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None:
-            # Of a full disk it names no file, or the temporary one.
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    # The new name, too, must outlive a crash; some file systems know no such order for folders.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
+        with part_of(path, lambda part: open(part, "xb", opener=_like(path)).close()) as part:
+            with open(part, "r+b") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # Of a full disk it names no file, or the temporary one.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _like(path: Path) -> Callable[[str, int], int]:
+    """Open files with the permissions of one that is there, before anything is in them."""
+
+    def opener(name: str, flags: int) -> int:
         try:
-            os.fsync(folder)
+            status = path.lstat()
+        except FileNotFoundError:
+            return os.open(name, flags, 0o666)
+        if not stat.S_ISREG(status.st_mode):
+            return os.open(name, flags, 0o666)
+        descriptor = os.open(name, flags, 0o600)
+        with contextlib.suppress(OSError):  # not every file system has them
+            os.chmod(name, stat.S_IMODE(status.st_mode))
+        return descriptor
+
+    return opener
+
+
+@contextlib.contextmanager
+def part_of(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Make a file or folder beside `path` that becomes it by a new name, and is else deleted."""
+    remove_parts(path.parent, path.name)
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        lock = None
+        try:
+            make(part)
+            lock = _lock(part, wait=True)
+            if part.exists():  # or somebody took it for one that was left, before it was locked
+                yield part
+                return
         finally:
-            os.close(folder)
+            _remove(part)
+            if lock is not None:
+                os.close(lock)
 
 
-def remove_parts(folder: Path, name: str = "*") -> None:
-    """Delete what `replace_file` had begun to write of files in a folder when it was killed."""
-    for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}.tmp"):
-        if left.is_file():
-            left.unlink()
+def remove_parts(folder: Path, name: str | None = None) -> None:
+    """Delete what writers of a file, or of all in a folder, left when they were killed."""
+    name = "*" if name is None else glob.escape(name)
+    for part in folder.glob(f".{name}.{'[0-9a-f]' * 16}.tmp"):
+        if (lock := _lock(part, wait=False)) is not None:
+            _remove(part)
+            os.close(lock)
+
+
+def _remove(part: Path) -> None:
+    """Delete it where it is there and can be."""
+    with contextlib.suppress(OSError):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        elif part.exists():
+            os.unlink(part)
+
+
+def _lock(part: Path, wait: bool) -> int | None:
+    """Lock what is being written, as its writer does; None where it cannot be."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlive a crash; some file systems know no such order."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it lies in, so that they outlive a crash."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+_UNFINISHED = ".unfinished"
+
+
+def pending(folder: Path) -> list[str]:
+    """Layers that were to be written to a folder and are not all there, whether begun or not."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (folder / _UNFINISHED).read_text("ascii", errors="replace").split()
+        return [urllib.parse.unquote(line) for line in lines]
+    return []
+
+
+def set_pending(folder: Path, layers: Iterable[str]) -> None:
+    """Note layers that a folder is going to lack while it is written to."""
+    lines = "".join(f"{urllib.parse.quote(layer)}\n" for layer in layers)
+    if lines:
+        replace_file(folder / _UNFINISHED, lines.encode())
+    else:
+        (folder / _UNFINISHED).unlink(missing_ok=True)

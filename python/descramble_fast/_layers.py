@@ -15,14 +15,14 @@ import numpy as np
 import safetensors.numpy
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, integer, on_host
+from descramble_fast._arrays import Array, flag, integer, on_host, one_of, real
 from descramble_fast._covariance import Covariance
 from descramble_fast._descramble import (
     Descrambler,
     SmoothnessDescrambler,
     descramble_many,
 )
-from descramble_fast._files import replace_file
+from descramble_fast._files import panics_refused, replace_file
 from descramble_fast._permutation import SmoothOrder, descramble_permutation
 from descramble_fast._weights import descramble_weights
 from descramble_fast.operators import Operator
@@ -164,13 +164,15 @@ class Layers(ByName[Layer]):
             "control": json.dumps({layer.name: figures(layer) for layer in self.control}),
             "configuration": json.dumps(dict(self.configuration)),
         }
-        replace_file(path, safetensors.numpy.save(tensors, metadata))
+        with panics_refused():
+            content = safetensors.numpy.save(tensors, metadata)
+        replace_file(path, content)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write a self-contained HTML page with the pictures and figures of every layer."""
         from descramble_fast import report
 
-        replace_file(path, report.html(self).encode())
+        replace_file(path, report.html(self).encode(errors="backslashreplace"))
 
 
 def solve(
@@ -190,14 +192,11 @@ def solve(
 
     A layer that cannot be solved gets an `error` instead. `progress` is called after each that can.
     """
-    if criterion not in ("smoothness", "trace", "diagonal"):
-        raise ValueError(
-            f'criterion: got {criterion!r}, expected "smoothness", "trace" or "diagonal"'
-        )
-    if gauge not in ("canonical", "identity"):
-        raise ValueError(f'gauge: got {gauge!r}, expected "canonical" or "identity"')
-    if not isinstance(center, bool):
-        raise TypeError(f"center: got {type(center).__name__}, expected a bool")
+    one_of("criterion", criterion, "smoothness", "trace", "diagonal")
+    one_of("gauge", gauge, "canonical", "identity")
+    center, order = flag("center", center), flag("order", order)
+    if order_seconds is not None and real("order_seconds", order_seconds) < 0:
+        raise ValueError(f"order_seconds: got {order_seconds}, expected at least 0")
     if k is not None and integer("k", k) < 1:
         raise ValueError(f"k: got {k}, expected at least 1")
     if not (operator is None or isinstance(operator, Operator) or callable(operator)):
@@ -359,6 +358,11 @@ def left(cost: float, initial_cost: float) -> float:
     return cost / initial_cost if initial_cost > 0 else float("nan")
 
 
+def legible(text: str) -> str:
+    """Escape what is no letter, sign or blank: names come from files, and terminals obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _table(found: Layers) -> Iterator[str]:
     controls = {layer.name: layer for layer in found.control}
     header = ["layer", "kind", "tap", "neurons", "samples", "before", "after", "left"]
@@ -369,7 +373,8 @@ def _table(found: Layers) -> Iterator[str]:
     header += ["solve/s"]
     rows, remarks = [header], []
     for layer in found.layers:
-        row = [layer.name, layer.kind, layer.tap, str(layer.neurons or "-"), str(layer.samples)]
+        row = [legible(layer.name), legible(layer.kind), layer.tap]
+        row += [str(layer.neurons or "-"), str(layer.samples)]
         d = layer.descrambler
         row += (
             ["-", "-", "-"] if d is None else [f"{d.initial_cost:.4g}", f"{d.cost:.4g}", _left(d)]
@@ -392,7 +397,7 @@ def _table(found: Layers) -> Iterator[str]:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
-    yield from remarks
+    yield from map(legible, remarks)
 
 
 def _left(found: Descrambler | SmoothOrder | None) -> str:

@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind, Route, on_host
+from descramble_fast._arrays import Array, Kind, Route, called, flag, numbers, on_host, shape_of
 from descramble_fast._assignment import Progress, search_options
 from descramble_fast._covariance import Covariance, CrossCovariance
 from descramble_fast._descramble import SmoothnessDescrambler
@@ -177,19 +177,16 @@ def descramble_permutation(
     covariance = (
         samples_or_covariance
         if isinstance(samples_or_covariance, Covariance)
-        else Covariance.from_samples(samples_or_covariance)
+        else Covariance._of("samples_or_covariance", samples_or_covariance)
     )
     if operator is None:
         operator = fourier(covariance.n_features)
     if not isinstance(operator, Operator):
         raise TypeError(f"operator: got {type(operator).__name__}, expected an Operator")
-    order, cost, initial_cost, bound, tree_bound, steps, stopped, route = (
-        _core.descramble_permutation(
-            covariance._core,
-            operator._core,
-            *search_options(seed, restarts, time_limit, callback),
-        )
-    )
+    options = search_options(seed, restarts, time_limit, callback)
+    with called(second_moment="samples_or_covariance"):
+        solved = _core.descramble_permutation(covariance._core, operator._core, *options)
+    order, cost, initial_cost, bound, tree_bound, steps, stopped, route = solved
     return SmoothOrder(
         permutation=covariance._kind.out(order),
         signs=None,
@@ -233,7 +230,7 @@ def nearest_permutation(P: Array, *, signed: bool = False) -> Permutation:
     >>> r.permutation.tolist(), r.signs.tolist()
     ([1, 0], [-1, 1])
     """
-    return _permutation(_core.nearest_permutation(P, bool(signed)), Kind.of(P))
+    return _permutation(_core.nearest_permutation(P, flag("signed", signed)), Kind.of(P))
 
 
 def match_neurons(
@@ -271,6 +268,7 @@ def match_neurons(
     >>> r.permutation.tolist(), round(r.cost, 9)
     ([1, 3, 0, 2], 4.0)
     """
+    signed = flag("signed", signed)
     if isinstance(a, CrossCovariance):
         if b is not None:
             raise TypeError("b: got an array beside a CrossCovariance, which holds both networks")
@@ -278,9 +276,13 @@ def match_neurons(
     else:
         if b is None:
             raise TypeError("b: got None, expected the activations of the second network")
-        cross = CrossCovariance(_width("a", a), _width("b", b)).update(a, b)
+        sizes = _width("a", a), _width("b", b)
+        if (rows := shape_of("b", b)[:-1]) != (expected := shape_of("a", a)[:-1]):
+            raise ValueError(f"b: got rows of shape {rows}, expected {expected}, as a has them")
+        with called(n_x="a", n_y="b", x="a", y="b"):
+            cross = CrossCovariance(*sizes).update(a, b)
         kind = Kind.of(a, b)
-    return _permutation(_core.match_neurons(cross._core.correlation(), bool(signed)), kind)
+    return _permutation(_core.match_neurons(cross._core.correlation(), signed), kind)
 
 
 def match_modes(d: SmoothnessDescrambler) -> ModeMatch:
@@ -391,9 +393,7 @@ def _permutation(solved: Any, kind: Kind) -> Permutation:
 
 
 def _width(argument: str, array: Array, axis: int = -1) -> int:
-    shape = getattr(array, "shape", None)
-    if shape is None:
-        raise TypeError(f"{argument}: got {type(array).__name__}, expected an array")
+    shape = shape_of(argument, array)
     if len(shape) == 0:
         raise ValueError(f"{argument}: got a scalar, expected an array")
     return int(shape[axis])
@@ -407,9 +407,7 @@ def _order(r: Permutation | Array | Sequence[int], n: int) -> np.ndarray[Any, np
                 "activations only"
             )
         r = r.permutation
-    order = on_host(r)
-    if order.dtype.kind not in "iu":
-        raise TypeError(f"r: got dtype {order.dtype}, expected integers")
+    order = numbers("r", r, "integers")
     if order.shape != (n,):
         raise ValueError(f"r: got shape {order.shape}, expected ({n},) as W has rows")
     if not np.array_equal(np.sort(order), np.arange(n)):
@@ -421,6 +419,12 @@ def _taken(argument: str, array: Array, order: np.ndarray[Any, Any], axis: int) 
     n = len(order)
     if _width(argument, array, axis) != n:
         raise ValueError(f"{argument}: got shape {tuple(array.shape)}, expected {n} on axis {axis}")
+    if not array_api_compat.is_array_api_obj(array):
+        array = on_host(array)
     xp = array_api_compat.array_namespace(array)
-    index = xp.asarray(order, device=array_api_compat.device(array))
-    return xp.take(array, index, axis=axis)
+    try:
+        index = xp.asarray(order, device=array_api_compat.device(array))
+        return xp.take(array, index, axis=axis)
+    except Exception as error:  # of a sparse or quantized tensor, say
+        text = str(error).partition("\n")[0]
+        raise TypeError(f"{argument}: its entries cannot be reordered: {text}") from error

@@ -120,7 +120,7 @@ def measure(d: SmoothnessDescrambler, parts: Sequence[Covariance]) -> Stability:
 
 
 def _checked(parts: Sequence[Covariance], n: int, center: bool) -> list[Covariance]:
-    if isinstance(parts, Covariance) or not isinstance(parts, Sequence):
+    if isinstance(parts, (Covariance, str, bytes)) or not isinstance(parts, Sequence):
         kind = type(parts).__name__
         raise TypeError(f"parts: got {kind}, expected a sequence of Covariance")
     for i, part in enumerate(parts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Kind
+from descramble_fast._arrays import Array, Kind, one_of
 from descramble_fast._covariance import Covariance
 from descramble_fast._descramble import (
     MatrixDescrambler,
@@ -70,8 +70,8 @@ def descramble_weights(
     >>> df.descramble_weights(W, criterion="trace").transform_weight(W).round(12).tolist()
     [[1.0, 0.0], [0.0, 2.0]]
     """
-    if restrict not in ("orthogonal", "permutation"):
-        raise ValueError(f'restrict: got {restrict!r}, expected "orthogonal" or "permutation"')
+    one_of("restrict", restrict, "orthogonal", "permutation")
+    one_of("criterion", criterion, "smoothness", "trace", "diagonal")
     permuting = restrict == "permutation"
     canonical = isinstance(gauge, str) and gauge == "canonical"
     if permuting and not canonical:
@@ -83,10 +83,6 @@ def descramble_weights(
             return descramble_permutation(moments, operator=operator)
         return descramble(moments, operator=operator, gauge=gauge)
     solvers = {"trace": _core.descramble_trace, "diagonal": _core.descramble_diagonal}
-    if criterion not in solvers:
-        raise ValueError(
-            f'criterion: got {criterion!r}, expected "smoothness", "trace" or "diagonal"'
-        )
     unused = {
         "bias": bias,
         "input_second_moment": input_second_moment,

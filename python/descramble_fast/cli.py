@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import signal
 import subprocess
@@ -18,13 +19,14 @@ import click
 from tqdm import tqdm
 
 import descramble_fast as df
-from descramble_fast import _layers
+from descramble_fast import _core, _layers
 from descramble_fast import demo as work
 from descramble_fast import run as runs
-from descramble_fast._files import FileError
+from descramble_fast._files import FileError, printable
 from descramble_fast.operators import Operator
 
 WIDTH = 100
+_COUNT = click.IntRange(min=1, max=2**31 - 1)
 OPERATORS: dict[str, Callable[[int], Operator]] = {
     "fourier": df.operators.fourier,
     "fourier1": partial(df.operators.fourier, order=1),
@@ -71,12 +73,12 @@ def info() -> None:
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=_COUNT,
     default=512,
     show_default=True,
     help="Rows at a time.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Default: as the environment allows.")
+@click.option("--threads", type=_COUNT, help="Default: as the environment allows.")
 def demo(
     output: Path,
     network_file: Path | None,
@@ -100,7 +102,7 @@ def demo(
         progress = partial(tqdm, total=batches, desc="streaming", unit="batch", disable=None)
         found = work.analyse(network, samples, batch_size=batch_size, progress=progress)
     except work.DemoError as error:
-        raise click.ClickException(str(error)) from error
+        raise _refusal(str(error)) from error
     _report(found)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -108,15 +110,21 @@ def demo(
         text = json.dumps(work.summary(found), indent=2, ensure_ascii=False, allow_nan=False)
         (output / "summary.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise click.ClickException(f"--output: {output}: {error.strerror or error}") from error
+        raise _refusal(f"--output: {output}: {error.strerror or error}") from error
     names = [path.name for path in drawn] + ["summary.json"]
-    click.echo(f"written  {', '.join(names)} in {output}")
+    click.echo(f"written  {', '.join(names)} in {printable(output)}")
 
 
 def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -> str | None:
-    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+    if device is not None and not re.fullmatch(r"cpu|cuda(:[0-9]{1,9})?", device):
         raise click.BadParameter(f"got {device}, expected cpu, cuda or cuda:<number>")
     return device
+
+
+def _checked_seconds(_: click.Context, __: click.Parameter, number: float | None) -> float | None:
+    if number is not None and not math.isfinite(number):
+        raise click.BadParameter(f"got {number}, expected a finite number")
+    return number
 
 
 @descramble_fast.command()
@@ -166,15 +174,16 @@ def _checked_device(_: click.Context, __: click.Parameter, device: str | None) -
     "or a path.",
 )
 @click.option("--center", is_flag=True, help="Take the mean of the samples off.")
-@click.option("--k", type=click.IntRange(min=1), help="Leading components only.")
+@click.option("--k", type=_COUNT, help="Leading components only.")
 @click.option("--order", is_flag=True, help="Search a smooth order of the neurons, too.")
 @click.option(
-    "--order-seconds", type=click.FloatRange(min=0), help="At most so long for each layer's order."
+    "--order-seconds",
+    type=click.FloatRange(min=0),
+    callback=_checked_seconds,
+    help="At most so long for each layer's order.",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Rows at a time. Default: some 16 MB."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Default: as the environment allows.")
+@click.option("--batch-size", type=_COUNT, help="Rows at a time. Default: some 16 MB.")
+@click.option("--threads", type=_COUNT, help="Default: as the environment allows.")
 @click.option(
     "--device", callback=_checked_device, help="cpu, cuda or cuda:<number>. Default: cpu."
 )
@@ -217,6 +226,8 @@ def run(
         raise click.UsageError("got neither ACTIVATIONS nor --weights")
     if control_folder is not None and criterion != "smoothness":
         raise click.UsageError(f"--control holds no weights, which {criterion} reads")
+    if order and criterion != "smoothness":
+        raise click.UsageError(f"--order needs samples, and {criterion} reads none")
     if threads is not None:
         df.set_num_threads(threads)
     with _one_line():
@@ -246,23 +257,28 @@ def run(
                 )
             configuration = {
                 "descramble_fast": df.__version__,
-                "activations": [path.name for path in activations],
-                "weights": None if weights_file is None else weights_file.name,
-                "control": None if control_folder is None else control_folder.name,
-                "layers": layers,
+                "activations": [printable(path.name) for path in activations],
+                "weights": None if weights_file is None else printable(weights_file.name),
+                "control": None if control_folder is None else printable(control_folder.name),
+                "layers": printable(layers),
                 "criterion": criterion,
                 "operator": operator,
                 "center": center,
                 "k": k,
                 "order": order,
                 "order_seconds": order_seconds,
+                "gauge": "canonical",
+                "seed": 0,
+                "batch_size": batch_size,
+                "threads": _core.num_threads(),
+                "device": device,
             }
             result = _layers.Layers(layers=solved, control=beside, configuration=configuration)
             result.save(output / "result.safetensors")
             result.report(output / "report.html")
     click.echo(result.table())
     moments = "moments, " if activations else ""
-    click.echo(f"written  {moments}result.safetensors, report.html in {output}")
+    _say(f"written  {moments}result.safetensors, report.html in {printable(output)}")
     if all(layer.error is not None for layer in solved):
         raise click.ClickException("no layer could be descrambled; the table says why")
 
@@ -278,8 +294,8 @@ def _streamed(
     """Read the activations, or what is left of them, and give the layers with their moments."""
     inputs = runs.find(paths, layers)
     for skipped in inputs.skipped:
-        click.echo(f"skipped  {skipped}: no samples of neurons")
-    moments = {name: runs.load(path, device) for name, path in inputs.moments.items()}
+        _say(f"skipped  {skipped}: no samples of neurons")
+    moments = {name: runs.load_finished(path, device)[0] for name, path in inputs.moments.items()}
     if inputs.samples:
         moments |= _accumulated(inputs, output / "moments", batch_size, device, fresh)
     return [
@@ -302,7 +318,7 @@ def _accumulated(
     todo = runs.Run(inputs, folder, batch_size=batch_size, device=device)
     for layer in todo.samples:
         if done := sum(source.read for source in todo.sources[layer.name]):
-            click.echo(f"resumed  {layer.name}: {done:,} of {layer.rows:,} rows were read")
+            _say(f"resumed  {layer.name}: {done:,} of {layer.rows:,} rows were read")
     total = sum(layer.bytes() for layer in todo.samples)
     if left := total - todo.bytes_read:
         click.echo(
@@ -313,7 +329,7 @@ def _accumulated(
     with _stop_requests() as stopped, _bar(total, "reading", "B", todo.bytes_read) as bar:
 
         def progress(layer: str, read: int) -> None:
-            bar.set_description(layer, refresh=False)
+            bar.set_description(_layers.legible(layer), refresh=False)
             bar.update(read)
 
         todo.accumulate(progress, lambda: bool(stopped))
@@ -364,9 +380,18 @@ def _one_line() -> Iterator[None]:
         yield
     except OSError as error:
         name = "" if error.filename is None else f"{error.filename}: "
-        raise click.ClickException(f"{name}{error.strerror or error}") from error
+        raise _refusal(f"{name}{error.strerror or error}") from error
     except (FileError, df.BackendError, MemoryError) as error:
-        raise click.ClickException(str(error) or type(error).__name__) from error
+        raise _refusal(str(error) or type(error).__name__) from error
+
+
+def _refusal(text: str) -> click.ClickException:
+    return click.ClickException(_layers.legible(text))
+
+
+def _say(text: str) -> None:
+    """Print a line that names what a file holds."""
+    click.echo(_layers.legible(text))
 
 
 @descramble_fast.command()
@@ -393,8 +418,8 @@ def merge(out: Path, shards: tuple[Path, ...]) -> None:
     with _one_line():
         counts = runs.merge(out, shards)
     for layer, count in counts.items():
-        click.echo(f"{layer}: {count:,} samples")
-    click.echo(f"written  {out}")
+        _say(f"{layer}: {count:,} samples")
+    _say(f"written  {printable(out)}")
 
 
 @descramble_fast.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -438,6 +463,7 @@ def _report(found: work.Analysis) -> None:
 
 def _paragraph(name: str, text: str) -> None:
     indent = " " * 12
+    text = _layers.legible(text)
     click.echo(textwrap.fill(text, WIDTH, initial_indent=f"{name:<12}", subsequent_indent=indent))
 
 

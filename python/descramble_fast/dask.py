@@ -20,7 +20,7 @@ import dask.array
 import dask.sizeof
 import numpy as np
 
-from descramble_fast._arrays import Array
+from descramble_fast._arrays import Array, called, file_path, numbers
 from descramble_fast._covariance import Covariance
 
 __all__ = ["covariance", "from_npy"]
@@ -76,7 +76,7 @@ def covariance(
     """
     if not isinstance(array, dask.array.Array):
         raise TypeError(f"array: got {type(array).__name__}, expected a Dask array")
-    if array.ndim == 0 or array.numblocks[-1] != 1:
+    if array.ndim == 0 or array.shape[-1] == 0 or array.numblocks[-1] != 1:
         raise ValueError(
             f"array: got chunks {array.chunksize} of shape {array.shape}, expected whole rows: "
             "use array.rechunk({-1: -1})"
@@ -95,7 +95,8 @@ def covariance(
     while len(parts) > 1:
         pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
         parts = [merged(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    total: Covariance = parts[0].compute()
+    with called(batch="array"):
+        total: Covariance = parts[0].compute()
     return total
 
 
@@ -132,7 +133,7 @@ def from_npy(path: str | os.PathLike[str]) -> dask.array.Array:
     >>> descramble_fast.dask.covariance(descramble_fast.dask.from_npy(path))
     <Covariance of 3 features, 1000 samples>
     """
-    file = _NpyFile(os.path.abspath(path))
+    file = _NpyFile(os.path.abspath(file_path("path", path)))
     chunks = ("auto",) * (file.ndim - 1) + (-1,)
     array: dask.array.Array = dask.array.from_array(file, chunks=chunks, name=None)
     return array
@@ -142,7 +143,10 @@ class _NpyFile:
     """An array on disk that is opened where it is read."""
 
     def __init__(self, path: str) -> None:
-        whole = np.lib.format.open_memmap(path, mode="r")
+        try:
+            whole = np.lib.format.open_memmap(path, mode="r")
+        except ValueError as error:
+            raise ValueError(f"path: {path}: {error}") from error
         self.path, self.shape, self.dtype, self.ndim = path, whole.shape, whole.dtype, whole.ndim
         self.version = os.stat(path).st_mtime_ns
 
@@ -154,7 +158,8 @@ def _blocks(argument: str, selector: Array | None, array: dask.array.Array) -> A
     """Chunks of a mask or of weights, like those of the array."""
     if selector is None:
         return None
-    selector = dask.array.asarray(selector)
+    if not isinstance(selector, dask.array.Array):
+        selector = dask.array.asarray(numbers(argument, selector))
     if not _rows_are_known(array) or selector.shape != array.shape[:-1]:
         raise ValueError(
             f"{argument}: got shape {selector.shape}, expected one entry per row of the array of "

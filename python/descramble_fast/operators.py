@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from descramble_fast import _core
-from descramble_fast._arrays import Array, Floats, Kind, integer
+from descramble_fast._arrays import (
+    Array,
+    Floats,
+    Kind,
+    called,
+    integer,
+    listed,
+    numbers,
+    one_of,
+)
+
+_LARGEST = 1 << 48  # places of an operator, as in the core
 
 __all__ = [
     "Operator",
@@ -32,6 +45,10 @@ class Operator:
     """
 
     _core: _core.Operator
+
+    def __post_init__(self) -> None:
+        if not isinstance(self._core, _core.Operator):
+            raise TypeError("an Operator is made by the functions of descramble_fast.operators")
 
     def __repr__(self) -> str:
         return f"<Operator {self.name}>"
@@ -71,7 +88,8 @@ class Operator:
 
     def synthesize(self, z: Array) -> Array:
         """T z, the signal with coefficients z of shape (..., n)."""
-        return Kind.of(z).out(self._core.synthesize(z))
+        with called(x="z"):
+            return Kind.of(z).out(self._core.synthesize(z))
 
 
 def fourier(n: int, order: int = 2) -> Operator:
@@ -105,7 +123,7 @@ def fourier(n: int, order: int = 2) -> Operator:
     >>> df.operators.fourier(4, order=1).blocks  # constant and Nyquist; cos 1 and sin 1
     ((0, 2), (2, 4))
     """
-    return Operator(_core.Operator.fourier(integer("n", n), integer("order", order)))
+    return _made(_core.Operator.fourier, n, _order(order))
 
 
 def difference(n: int, order: int = 1, boundary: str = "periodic") -> Operator:
@@ -136,7 +154,8 @@ def difference(n: int, order: int = 1, boundary: str = "periodic") -> Operator:
     >>> df.operators.difference(3, 1, "path").eigenvalues.round(12).tolist()
     [0.0, 1.0, 3.0]
     """
-    return Operator(_core.Operator.difference(integer("n", n), integer("order", order), boundary))
+    one_of("boundary", boundary, "periodic", "path")
+    return _made(_core.Operator.difference, n, _order(order), boundary)
 
 
 def central_difference(n: int) -> Operator:
@@ -164,7 +183,7 @@ def central_difference(n: int) -> Operator:
     >>> df.operators.central_difference(4).eigenvalues.tolist()
     [0.0, 0.0, 1.0, 1.0]
     """
-    return Operator(_core.Operator.central_difference(integer("n", n)))
+    return _made(_core.Operator.central_difference, n)
 
 
 def grid(shape: Sequence[int], axis: Callable[..., Operator] = fourier, **options: Any) -> Operator:
@@ -197,11 +216,18 @@ def grid(shape: Sequence[int], axis: Callable[..., Operator] = fourier, **option
     >>> op.eigenvalues.round(12).tolist()
     [0.0, 1.0, 2.0, 3.0, 3.0, 5.0]
     """
-    axes = [axis(integer("shape", n), **options) for n in shape]
+    if not callable(axis):
+        raise TypeError(f"axis: got {type(axis).__name__}, expected a function of a length")
+    sizes = [integer("shape", n) for n in listed("shape", shape, "integers")]
+    if math.prod(sizes) > _LARGEST:  # before an axis of it takes memory
+        raise ValueError(f"shape: got {tuple(sizes)}, expected at most 2^48 places in all")
+    with called(n="shape"):
+        axes = [axis(n, **options) for n in sizes]
     for one in axes:
         if not isinstance(one, Operator):
             raise TypeError(f"axis: gave {type(one).__name__}, expected an Operator")
-    return Operator(_core.Operator.grid([one._core for one in axes]))
+    with called(axes="shape"), _in_memory(f"shape: got {tuple(sizes)}"):
+        return Operator(_core.Operator.grid([one._core for one in axes]))
 
 
 def from_matrix(matrix: Array) -> Operator:
@@ -263,23 +289,50 @@ def from_graph(edges: Array, n: int | None = None, weights: Array | None = None)
     >>> df.operators.from_graph([[0, 1], [1, 2]]).eigenvalues.round(12).tolist()
     [0.0, 1.0, 3.0]
     """
-    pairs = np.asarray(edges)
+    pairs = numbers("edges", edges, "integers")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
         raise ValueError(f"edges: got shape {pairs.shape}, expected (m, 2) with m at least 1")
-    if not np.issubdtype(pairs.dtype, np.integer):
-        raise TypeError(f"edges: got dtype {pairs.dtype}, expected integers")
-    places = int(pairs.max()) + 1 if n is None else n
+    places = int(pairs.max()) + 1 if n is None else integer("n", n)
+    if places < 1:
+        raise ValueError(f"n: got {places}, expected at least 1")
     if pairs.min() < 0 or pairs.max() >= places:
         raise ValueError(
             f"edges: got places {pairs.min()} to {pairs.max()}, expected 0 to {places - 1}"
         )
-    strengths = np.ones(len(pairs)) if weights is None else np.asarray(weights, dtype=np.float64)
+    strengths = np.ones(len(pairs)) if weights is None else numbers("weights", weights)
     if strengths.shape != (len(pairs),):
         raise ValueError(f"weights: got shape {strengths.shape}, expected ({len(pairs)},)")
+    strengths = strengths.astype(np.float64)
     if not (np.isfinite(strengths).all() and (strengths >= 0).all()):
         raise ValueError("weights: got a negative or non-finite entry")
-    adjacency = np.zeros((places, places))
-    for i, j in (pairs.T, pairs.T[::-1]):
-        np.add.at(adjacency, (i, j), strengths)
-    np.fill_diagonal(adjacency, 0)
-    return from_matrix(np.diag(adjacency.sum(axis=1)) - adjacency)
+    if not strengths.max() <= np.finfo(np.float64).max / (4 * len(pairs)):
+        raise ValueError(f"weights: got {strengths.max()}, of which sums overflow")
+    with _in_memory(f"n: got {places} places"):
+        if places >= 2**31:  # NumPy has another error for it
+            raise MemoryError
+        adjacency = np.zeros((places, places))
+        for i, j in (pairs.T, pairs.T[::-1]):
+            np.add.at(adjacency, (i, j), strengths)
+        np.fill_diagonal(adjacency, 0)
+        return from_matrix(np.diag(adjacency.sum(axis=1)) - adjacency)
+
+
+def _order(order: int) -> int:
+    number = integer("order", order)
+    if not 1 <= number < 2**31:
+        raise ValueError(f"order: got {number}, expected 1 to 2^31 - 1")
+    return number
+
+
+def _made(make: Callable[..., _core.Operator], n: int, *options: Any) -> Operator:
+    with _in_memory(f"n: got {n} places"):
+        return Operator(make(integer("n", n), *options))
+
+
+@contextlib.contextmanager
+def _in_memory(what: str) -> Iterator[None]:
+    """Let an allocation that fails say which argument asked for it."""
+    try:
+        yield
+    except MemoryError:
+        raise MemoryError(f"{what}, more than memory holds") from None

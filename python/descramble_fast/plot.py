@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from descramble_fast._arrays import Array, Floats, integer, on_host
+from descramble_fast._arrays import Array, Floats, integer, numbers, on_host
 from descramble_fast._covariance import Covariance
 from descramble_fast._descramble import Descrambler, SmoothnessDescrambler
 
@@ -230,7 +230,7 @@ def order(
     if not isinstance(covariance, Covariance):
         kind = type(covariance).__name__
         raise TypeError(f"covariance: got {kind}, expected a Covariance")
-    places, n = on_host(permutation), covariance.n_features
+    places, n = numbers("permutation", permutation, "integers"), covariance.n_features
     if places.shape != (n,) or not np.array_equal(np.sort(places), np.arange(n)):
         raise ValueError(
             f"permutation: got shape {places.shape}, expected each of 0 ... {n - 1} once"
@@ -353,14 +353,7 @@ def _vector(argument: str, array: Array) -> Floats:
 
 
 def _real(argument: str, array: Array) -> Floats:
-    try:
-        found = on_host(array)
-        if found.dtype.kind == "c":
-            raise TypeError
-        found = found.astype(np.float64)
-    except (TypeError, ValueError):
-        kind = type(array).__name__
-        raise TypeError(f"{argument}: got {kind}, expected an array of real numbers") from None
+    found = numbers(argument, array).astype(np.float64)
     if not np.isfinite(found).all():
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(found))[0])
         raise ValueError(f"{argument}: got {found[place]} at {place}, expected finite numbers")
@@ -396,6 +389,9 @@ def _panels(
     panels = np.asarray(axes)
     if panels.shape != shape:
         raise ValueError(f"axes: got shape {panels.shape}, expected {shape}")
+    for panel in panels.flat:
+        if not isinstance(panel, Axes):
+            raise TypeError(f"axes: got {type(panel).__name__}, expected matplotlib Axes")
     return panels, False
 
 

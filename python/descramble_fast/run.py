@@ -16,7 +16,6 @@ import os
 import queue
 import re
 import secrets
-import shutil
 import threading
 import time
 import urllib.parse
@@ -37,10 +36,15 @@ from descramble_fast._files import (
     FileError,
     StoredArray,
     is_zarr,
+    make_folder,
     open_arrays,
+    part_of,
+    pending,
+    printable,
     reading,
     remove_parts,
-    replace_file,
+    set_pending,
+    sync_folder,
 )
 from descramble_fast._layers import Layer
 
@@ -59,7 +63,6 @@ _PANELS = 1 << 26  # the kernels' own
 _SEGMENT_BYTES = 1 << 29
 _SECONDS = 20.0  # between saves, at least
 _SHARE = 20  # and at least so many times what a save takes
-_UNFINISHED = ".unfinished"
 _LONGEST_NAME = 255 - len(f"..{secrets.token_hex(8)}.tmp")  # of a file that is replaced
 _REMEDY = "give it, too, or another --output, or start over with --fresh"
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
@@ -188,10 +191,10 @@ def find(paths: Iterable[Path], layers: str = "*") -> Inputs:
             continue
         nameless = len(file.arrays) == 1 and set(file.arrays) <= {"array", "arr_0"}
         for name, array in file.arrays.items():
-            name = _SHARD.sub("", path.stem) if nameless else name
+            name = printable(_SHARD.sub("", path.stem)) if nameless else name
             neurons = 0 < array.n <= 1 << 30  # the core's limit
             if len(array.shape) < 2 or not neurons or array.dtype not in FLOATING:
-                skipped.append(f"{path.name}: {array.name} {array.shape} {array.dtype}")
+                skipped.append(f"{printable(path.name)}: {array.name} {array.shape} {array.dtype}")
                 continue
             seen.append(name)
             if not fnmatch.fnmatchcase(name, layers):
@@ -235,13 +238,16 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """Give the files in a folder that can be read; of a run's folder, its moments."""
-    if pending := _pending(folder):
-        raise FileError(f"{folder}: its run has not read all of {pending[0]}; finish it first")
     found = [
         path
         for path in sorted(folder.iterdir())
         if (path.suffix in SUFFIXES or (path.is_dir() and is_zarr(path))) and not _is_result(path)
     ]
+    # Once they are listed: a run that has begun before then is seen.
+    if lacking := pending(folder):
+        raise FileError(
+            f"{folder}: whoever wrote it has not come to the end of {lacking[0]}; finish that first"
+        )
     if not found and (folder / "moments").is_dir():
         return _inside(folder / "moments")
     if not found:
@@ -255,23 +261,9 @@ def _is_result(path: Path) -> bool:
     return named and open_arrays(path).metadata.get("format") == RESULT
 
 
-def _pending(folder: Path) -> list[str]:
-    """Layers that a run set out to read and has not read to the end, whether begun or not."""
-    with contextlib.suppress(FileNotFoundError):
-        return [urllib.parse.unquote(line) for line in (folder / _UNFINISHED).read_text().split()]
-    return []
-
-
-def _set_pending(folder: Path, layers: Iterable[str]) -> None:
-    lines = "".join(f"{urllib.parse.quote(layer)}\n" for layer in layers)
-    if lines:
-        replace_file(folder / _UNFINISHED, lines.encode())
-    else:
-        (folder / _UNFINISHED).unlink(missing_ok=True)
-
-
 def moments_path(folder: Path, layer: str) -> Path:
     """Where in a folder a layer's moments are; FileError for names that make no file's."""
+    _check_text(layer)
     name = f"{urllib.parse.quote(layer, safe=' ')}.safetensors"
     if not layer or len(name) > _LONGEST_NAME:
         raise FileError(
@@ -279,6 +271,14 @@ def moments_path(folder: Path, layer: str) -> Path:
             f"layer and at most {_LONGEST_NAME} characters"
         )
     return folder / name
+
+
+def _check_text(layer: str) -> None:
+    """Refuse names that no file could hold: of files, and in pickles, they may be any bytes."""
+    try:
+        layer.encode()
+    except UnicodeEncodeError:
+        raise FileError(f"layer {layer!r}: its name is not Unicode") from None
 
 
 def layer_of(path: Path) -> str:
@@ -291,17 +291,43 @@ def read_sources(path: Path) -> tuple[Source, ...]:
 
     Raises FileError where it holds no moments.
     """
-    metadata = open_arrays(path).metadata
+    return _sources(path, open_arrays(path).metadata)
+
+
+def _sources(path: Path, metadata: Mapping[str, str]) -> tuple[Source, ...]:
     if metadata.get("format") != MOMENTS:
         raise FileError(f"{path}: holds no moments of descramble_fast")
     with reading(path):
-        return tuple(Source(**source) for source in json.loads(metadata.get("sources", "[]")))
+        return tuple(_source(**source) for source in json.loads(metadata.get("sources", "[]")))
+
+
+def _source(**saved: Any) -> Source:
+    source = Source(**saved)
+    words, counts = (source.path, source.name, source.fingerprint), (source.rows, source.read)
+    sound = all(type(word) is str for word in words) and all(type(each) is int for each in counts)
+    if not sound or not 0 <= source.read <= source.rows:
+        raise ValueError(f"its moments cannot be of {source}")
+    return source
 
 
 def load(path: Path, device: str | None = None) -> Covariance:
     """Read moments; FileError where the file holds none."""
+    return _loaded(path, device)[0]
+
+
+def load_finished(path: Path, device: str | None = None) -> tuple[Covariance, tuple[Source, ...]]:
+    """Read moments and what they were gathered from, also while a run replaces the file.
+
+    FileError where it holds none, or a source is not read to its end.
+    """
+    finished(path)  # which tells best what else a file may be
+    moments, metadata = _loaded(path, device)
+    return moments, _finished(path, _sources(path, metadata))
+
+
+def _loaded(path: Path, device: str | None) -> tuple[Covariance, Mapping[str, str]]:
     try:
-        return Covariance.load(path, device)
+        return Covariance._load(path, device)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -323,7 +349,7 @@ def control_layers(folder: Path, layers: Iterable[Layer]) -> list[Layer]:
     for layer in layers:
         if layer.name not in inputs.moments:
             continue
-        moments = load(inputs.moments[layer.name])
+        moments, _ = load_finished(inputs.moments[layer.name])
         if moments.n_features != layer.neurons:
             raise FileError(
                 f"{inputs.moments[layer.name]}: has {moments.n_features} neurons, expected "
@@ -345,7 +371,7 @@ def _save(moments: Covariance, path: Path, sources: Iterable[Source]) -> None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder, which is made; FileError where one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / ".lock", "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -363,10 +389,11 @@ def discard(folder: Path) -> None:
     for path in paths:
         read_sources(path)
     if paths:  # lest what is left, of a run that is killed here, be taken for the whole
-        _set_pending(folder, {*_pending(folder), *map(layer_of, paths)})
+        set_pending(folder, {*pending(folder), *map(layer_of, paths)})
     for path in paths:
         path.unlink()
-    _set_pending(folder, ())
+    sync_folder(folder)
+    set_pending(folder, ())
 
 
 class Run:
@@ -449,9 +476,9 @@ class Run:
         Stopped
             Likewise, once `stopped` says so.
         """
-        self.folder.mkdir(exist_ok=True)
-        before, names = _pending(self.folder), [layer.name for layer in self.samples]
-        _set_pending(self.folder, dict.fromkeys((*before, *names)))
+        make_folder(self.folder)
+        before, names = pending(self.folder), [layer.name for layer in self.samples]
+        set_pending(self.folder, dict.fromkeys((*before, *names)))
         for layer in self.samples:
             try:
                 _Accumulation(self, layer).run(progress, stopped)
@@ -459,7 +486,7 @@ class Run:
                 raise MemoryError(
                     f"layer {layer.name}: no memory for the moments of {layer.n} neurons"
                 ) from error
-        _set_pending(self.folder, (name for name in before if name not in names))
+        set_pending(self.folder, (name for name in before if name not in names))
 
     def moments(self, layer: Samples) -> Covariance:
         """Load what was gathered of a layer."""
@@ -472,7 +499,7 @@ def _resumed(path: Path, saved: Sequence[Source], given: Sequence[Source]) -> tu
     found = []
     for source in given:
         old = read.pop((source.path, source.name), source)
-        if old.fingerprint != source.fingerprint:
+        if (old.fingerprint, old.rows) != (source.fingerprint, source.rows):
             raise FileError(
                 f"{source.text} has changed since {old.read} of its rows went into {path}; "
                 "start over with --fresh"
@@ -629,7 +656,10 @@ def _batches(
             ready.put(error)
 
     reader = threading.Thread(target=fill, name="read ahead", daemon=True)
-    reader.start()
+    try:
+        reader.start()
+    except RuntimeError as error:  # the system grants no thread
+        raise MemoryError(str(error)) from error
     try:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
@@ -694,16 +724,13 @@ def merge(out: Path, paths: Sequence[Path]) -> dict[str, int]:
         if out.suffix != ".safetensors":
             raise FileError(f"{out}: merged files make a file, expected a name in .safetensors")
         return {layer: _merge_layer(out, files) for layer, files in shards.items()}
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    make_folder(out.parent)
+    with part_of(out, Path.mkdir) as part:
         counts = {
-            layer: _merge_layer(moments_path(temporary, layer), files)
-            for layer, files in shards.items()
+            layer: _merge_layer(moments_path(part, layer), files) for layer, files in shards.items()
         }
-        os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.rename(part, out)
+    sync_folder(out.parent)
     return counts
 
 
@@ -711,7 +738,7 @@ def _merge_layer(out: Path, files: Sequence[Path]) -> int:
     total: Covariance | None = None
     sources: dict[str, tuple[Source, Path]] = {}
     for path in files:
-        found, moments = finished(path), load(path)
+        moments, found = load_finished(path)
         for source in found or _itself(path, moments):
             if source.read and source.fingerprint in sources:
                 other = sources[source.fingerprint][1]
@@ -736,13 +763,19 @@ def _merge_layer(out: Path, files: Sequence[Path]) -> int:
 
 def _itself(path: Path, moments: Covariance) -> tuple[Source, ...]:
     """Name moments that do not say where they come from as their own source."""
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    return (Source(str(path.resolve()), "moments", digest, moments.count, moments.count),)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in moments.__getstate__()["state"]:
+        digest.update(np.asarray(part).tobytes())
+    count = moments.count
+    return (Source(str(path.resolve()), "moments", digest.hexdigest(), count, count),)
 
 
 def finished(path: Path) -> tuple[Source, ...]:
     """Read what moments were gathered from; FileError where a source is not read to its end."""
-    sources = read_sources(path)
+    return _finished(path, read_sources(path))
+
+
+def _finished(path: Path, sources: tuple[Source, ...]) -> tuple[Source, ...]:
     for source in sources:
         if source.read < source.rows:
             raise FileError(
@@ -817,6 +850,7 @@ def weight_layers(weights: Mapping[str, Weight], layers: str = "*") -> tuple[Lay
             or not fnmatch.fnmatchcase(name, layers)
         ):
             continue
+        _check_text(name)
         layer = Layer(name=name, kind="weights", neurons=weight.shape[0])
         if len(weight.shape) > 2:
             error = f"weights {weight.shape} of a convolution: its channels need activations"

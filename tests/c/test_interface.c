@@ -103,6 +103,10 @@ static void test_arrays_are_checked(void) {
   CHECK_REFUSED(descramble_covariance_update(c, &bad, NULL, NULL, NULL), "batch.strides: got");
   bad.strides = (const int64_t[]){INT64_MIN, 1};
   CHECK_REFUSED(descramble_covariance_update(c, &bad, NULL, NULL, NULL), "batch.strides: got");
+  // Of one byte an element, too, where no length but these leads out.
+  descramble_array mask = *ARRAY(data, DESCRAMBLE_BOOLEAN, 1, 4);
+  mask.strides = (const int64_t[]){INT64_MAX};
+  CHECK_REFUSED(descramble_covariance_update(c, &good, &mask, NULL, NULL), "mask.strides: got");
   CHECK_REFUSED(descramble_covariance_update(c, MATRIX(data, 2, 4), NULL, NULL, NULL),
                 "got shape (2, 4), expected (..., 2)");
   CHECK_FAILS(
@@ -238,6 +242,17 @@ static void test_covariance(void) {
   CHECK(c == NULL);
   CHECK_REFUSED(descramble_covariance_import(0, 0, 1, reference, offset, 2, scatter, 2, NULL, &c),
                 "scatter: got 2 elements, expected 3");
+  // What updates would have refused.
+  const double vast[2] = {1e200, 0}, none[3] = {0}, one[3] = {1, 0, 1}, tiny = 1e-300;
+  CHECK_REFUSED(descramble_covariance_import(1, 1, 1, vast, none, 2, none, 3, NULL, &c),
+                "overflows at row 0, column 0");
+  CHECK_REFUSED(descramble_covariance_import(1, 1, 1, vast, vast, 2, one, 3, NULL, &c),
+                "overflows at row 0, column 0");
+  CHECK_REFUSED(descramble_covariance_import(1, tiny * tiny, 1, none, none, 2, one, 3, NULL, &c),
+                "expected 0 where the weight is 0");
+  CHECK_REFUSED(descramble_covariance_import(1, tiny, 1, none, none, 2,
+                                             (const double[]){1e10, 0, 0}, 3, NULL, &c),
+                "quotient by the weight");
   CHECK_REFUSED(descramble_covariance_import(0, NAN, 1, reference, offset, 2, scatter, 3, NULL, &c),
                 "weight: got nan");
   CHECK(c == NULL);
@@ -251,6 +266,33 @@ static void test_covariance(void) {
   }
   CHECK_OK(descramble_covariance_create_on(2, (descramble_device){DESCRAMBLE_CPU, 0}, 0, NULL, &c));
   descramble_covariance_destroy(c);
+}
+
+// Rows that wait keep nothing of an update that is refused.
+static void test_refused_weights(void) {
+  uint16_t rows[64 * 4];
+  for (int i = 0; i < 64 * 4; ++i)  // from 1 to 2, of both signs
+    rows[i] = (uint16_t)(0x3f80 + 31 * i % 128 + i % 3 / 2 * 0x8000);
+  const float weights[1] = {1};
+  const descramble_array* const few = ARRAY(rows, DESCRAMBLE_BFLOAT16, 2, 20, 4);
+  double states[2][4 + 4 + 10];
+  for (int refused = 0; refused < 2; ++refused) {
+    descramble_covariance* c = NULL;
+    CHECK_OK(descramble_covariance_create(4, NULL, &c));
+    CHECK_OK(descramble_covariance_update(c, few, NULL, NULL, NULL));
+    const uint16_t nan[4] = {0x7fc0, 0, 0, 0};
+    if (refused)
+      CHECK_REFUSED(descramble_covariance_update(c, ARRAY(nan, DESCRAMBLE_BFLOAT16, 2, 1, 4), NULL,
+                                                 ARRAY(weights, DESCRAMBLE_FLOAT32, 1, 1), NULL),
+                    "NaN");
+    int64_t count = 0;
+    double weight = 0;
+    int32_t has_mean = 0;
+    CHECK_OK(descramble_covariance_export(c, &count, &weight, &has_mean, states[refused],
+                                          states[refused] + 4, 4, states[refused] + 8, 10));
+    descramble_covariance_destroy(c);
+  }
+  CHECK(memcmp(states[0], states[1], sizeof states[0]) == 0);
 }
 
 static void test_cross_covariance(void) {
@@ -1037,6 +1079,7 @@ int main(void) {
   test_null_handles();
   test_arrays_are_checked();
   test_covariance();
+  test_refused_weights();
   test_cross_covariance();
   test_operators();
   test_eigh();

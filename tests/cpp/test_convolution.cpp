@@ -1,12 +1,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <complex>
 #include <limits>
 #include <numbers>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cpu/convolution.hpp"
@@ -247,9 +249,11 @@ TEST(Convolution, TheCallerCanCancel) {
   const Matrix<double> weight = gaussian(4, 2 * 3, 1);
   struct Cancelled {};
   int polls = 0;
-  const Context context{2, [&] {
-                          if (++polls == 3) throw Cancelled();
-                        }};
+  const Context context{
+      2, [&] {
+        if (++polls == 3) throw Cancelled();
+        std::this_thread::sleep_for(std::chrono::milliseconds(25));  // so it is due
+      }};
   EXPECT_THROW(solve(weight, 4, 2, {3}, {5000}, {}, context), Cancelled);
 }
 

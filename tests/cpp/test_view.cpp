@@ -35,6 +35,13 @@ TEST(ArrayView, StridesMayBeNegativeOrZero) {
   EXPECT_EQ(row, (std::vector<double>{0, 1, 2}));
 }
 
+TEST(ArrayView, StridesOfNothingAreNotSteppedAlong) {
+  const std::int64_t shape[] = {3, 0}, strides[] = {std::numeric_limits<std::int64_t>::min(), 7};
+  const ArrayView nothing(nullptr, DType::float64, shape, strides);
+  EXPECT_EQ(nothing.rows(), 3);
+  EXPECT_EQ(nothing.row(2), nullptr);
+}
+
 TEST(ArrayView, ImpossibleShapesAreRefused) {
   const std::int64_t nine[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
   EXPECT_THROW(ArrayView(nullptr, DType::float32, nine), InvalidArgument);

@@ -101,6 +101,7 @@ class Record:
     seconds: float
     date: str
     machine: str
+    long: bool = False
     before: dict[str, int] | None = None
 
     @classmethod
@@ -132,4 +133,5 @@ def run(name: str, long: bool) -> Record:
         seconds=round(time.perf_counter() - begin, 1),
         date=datetime.date.today().isoformat(),
         machine=machine(),
+        long=long,
     )

@@ -31,6 +31,8 @@ def table() -> str:
         if record is None:
             rows.append(f"| {name} | {each.promise} | not run | | | {command} |")
             continue
+        if not record.long:
+            command = command.replace("--long", "--save")
         before = record.before
         earlier = f"{before['failed']:,} of {before['trials']:,}" if before else "0"
         rows.append(
@@ -38,7 +40,8 @@ def table() -> str:
             f"| {record.failed:,} | {command} |"
         )
         figures = "".join(f"; {key}: {value}" for key, value in record.figures.items())
-        notes.append(f"- **{name}**, {record.date}, {record.seconds:,.0f} s{figures}")
+        part = "long" if record.long else "quick part only"
+        notes.append(f"- **{name}**, {part}, {record.date}, {record.seconds:,.0f} s{figures}")
         machines.add(record.machine)
     return "\n".join([*rows, "", *notes, "", *(f"{machine}." for machine in sorted(machines))])
 

@@ -360,3 +360,112 @@ def test_a_memory_mapped_file_is_not_copied(
         path,
     )
     assert float(grown) < 100  # MB; a float32 copy has 512, a float64 copy 1024
+
+
+# Arguments of other types -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: df.linear_assignment(x, maximize="no"), TypeError, "maximize: got 'no'"),
+        (lambda x: df.nearest_permutation(x, signed=1), TypeError, "signed: got 1"),
+        (lambda x: df.Covariance(4, offload=None), TypeError, "offload: got None"),
+        (lambda x: df.Covariance(4, device=0), TypeError, "device: got 0"),
+        (lambda x: df.Covariance(4).update(x).covariance("1"), TypeError, "ddof: got '1'"),
+        (
+            lambda x: df.Covariance.from_moments(x @ x, weight=10**400),
+            ValueError,
+            "weight: got inf",
+        ),
+        (
+            lambda x: df.Covariance(4).update(x, weights=["1"] * 4),
+            TypeError,
+            "weights: got dtype <U1",
+        ),
+        (lambda x: df.Covariance(4).save(3), TypeError, "path: got int"),
+        (lambda x: df.Covariance(4).save("/"), ValueError, "path: got '/'"),
+        (lambda x: df.Covariance.combine([df.Covariance(4)], "1"), TypeError, "weights: got str"),
+        (lambda x: df.descramble(x * np.nan), ValueError, "samples_or_covariance: NaN"),
+        (lambda x: df.descramble(df.Covariance(4)), ValueError, "samples_or_covariance: undefined"),
+        (lambda x: df.descramble_many([x, 3]), TypeError, r"covariances\[1\]: got int"),
+        (lambda x: df.match_neurons(x, x * np.nan), ValueError, "b: NaN"),
+        (lambda x: df.operators.grid(b"bytes"), TypeError, "shape: got bytes"),
+        (lambda x: df.operators.fourier(2**40), MemoryError, "n: got 1099511627776"),
+        (lambda x: df.operators.fourier(4, 2**40), ValueError, "order: got 1099511627776"),
+        (lambda x: df.operators.fourier(4).synthesize([1.0]), TypeError, "z: got list"),
+        (lambda x: df.operators.from_graph([[0, 1]], n=2.5), TypeError, "n: got 2.5"),
+        (
+            lambda x: df.apply_permutation(np.ma.masked_array([1, 0, 2, 3], [1, 0, 0, 0]), x),
+            TypeError,
+            "r: got a masked array",
+        ),
+    ],
+)
+def test_an_error_names_the_callers_argument(
+    call: Callable[[NDArray[Any]], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match="^" + message):
+        call(np.eye(4) + 1.0)
+
+
+def test_numpys_booleans_are_switches() -> None:
+    assert (
+        df.descramble(samples(), center=np.True_).cost == df.descramble(samples(), center=True).cost
+    )
+
+
+@pytest.mark.parametrize("wrap", [DLPackOnly, ArrayInterfaceOnly])
+def test_integers_and_layers_of_any_producer(wrap: Callable[[Any], Any]) -> None:
+    class Typed(wrap):  # type: ignore[misc, valid-type]
+        def __init__(self, array: NDArray[Any]) -> None:
+            super().__init__(array)
+            self.shape, self.dtype = array.shape, array.dtype
+
+    x, counts = samples(), np.arange(20)
+    got = df.Covariance(4).update(x, weights=Typed(counts))
+    assert got.weight == counts.sum()
+    layer = df.apply_permutation([1, 0], Typed(x[:2]))
+    assert np.array_equal(np.asarray(layer.weight), x[[1, 0]])
+
+
+class BrokenProducer:
+    """A producer whose protocol gives what it should not."""
+
+    def __init__(self, device: Any, **attributes: Any) -> None:
+        self.device = device
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __dlpack_device__(self) -> Any:
+        return self.device
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise BufferError("no view of this")
+
+
+@pytest.mark.parametrize("device", [None, "cpu", (1,), (1, 2**40), (1.5, None), 1])
+def test_a_device_that_is_no_pair_of_integers_is_a_type_error(device: Any) -> None:
+    with pytest.raises(TypeError, match="batch: its __dlpack_device__"):
+        df.Covariance(2).update(BrokenProducer(device))
+
+
+def test_what_a_producer_refuses_is_one_line() -> None:
+    with pytest.raises(TypeError, match=r"batch: .*no view of this") as raised:
+        df.Covariance(2).update(BrokenProducer((1, 0)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("requires_grad", ["x", [], np.ones(2)])
+def test_odd_attributes_are_type_errors(requires_grad: Any) -> None:
+    with pytest.raises(TypeError, match="batch: "):
+        df.Covariance(2).update(BrokenProducer((1, 0), requires_grad=requires_grad, detach=None))
+
+
+@pytest.mark.parametrize("interface", [None, "x", [1], np.ones(2)])
+def test_an_interface_that_is_no_dictionary_is_a_type_error(interface: Any) -> None:
+    class Odd:
+        __cuda_array_interface__ = interface
+
+    with pytest.raises(TypeError, match="batch: its __cuda_array_interface__"):
+        df.Covariance(2).update(Odd())

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,18 @@ def test_integers_are_exact_up_to_the_stated_magnitude(n: int) -> None:
         assert r.cost == best
         assert sum(int(costs[i, j]) for i, j in enumerate(r.columns)) == best
         assert r.gap == 0
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_two_by_two_integers_of_the_stated_magnitude_are_proven_exactly(maximize: bool) -> None:
+    # Bids would take their duals to three times the costs, past 2^53.
+    some = [*(sign * (2**52 - k) for sign in (-1, 1) for k in range(3)), 0, 1]
+    costs = np.array(list(product(some, repeat=4))).reshape(-1, 2, 2)
+    r = df.linear_assignment(costs, maximize=maximize)
+    totals = costs[:, 0, 0] + costs[:, 1, 1], costs[:, 0, 1] + costs[:, 1, 0]
+    assert np.array_equal(r.cost, (np.maximum if maximize else np.minimum)(*totals))
+    assert not np.any(r.gap)
+    assert not np.any(r.violation)
 
 
 @pytest.mark.parametrize(
@@ -788,7 +800,7 @@ def test_costs_at_the_end_of_float64_are_not_taken_for_forbidden_pairs() -> None
     assert "scaling" in r.route.fallbacks[0]
 
 
-@pytest.mark.parametrize("size", [1e12, 1e16, 1e18, 1e300])
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e6, 1e12, 1e16, 1e18, 1e300])
 def test_duals_that_are_far_off_cost_no_accuracy(size: float) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -143,6 +143,30 @@ def test_two_threads_on_the_first_call(fresh_python: FreshPython) -> None:
         assert printed.strip() in {"65.0", "5000", "True"}
 
 
+@pytest.mark.parametrize("batch", ["X", "np.broadcast_to(X, (100, 3000, 96))"])
+def test_the_interpreter_ends_while_daemon_threads_compute(
+    fresh_python: FreshPython, batch: str
+) -> None:
+    fresh_python(
+        f"""
+        import threading, time
+        import numpy as np
+        import descramble_fast as df
+
+        X = np.random.default_rng(0).normal(size=(3000, 96))
+
+        def busy():
+            cov = df.Covariance(96)
+            while True:
+                cov.update({batch})
+
+        for _ in range(4):
+            threading.Thread(target=busy, daemon=True).start()
+        time.sleep(0.1)
+        """
+    )
+
+
 # Processes ----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from collections.abc import Callable
@@ -526,6 +527,48 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
                 df.Covariance.from_samples(samples(9, 2)).save(path)
         assert path.read_bytes() == old
         assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_name_that_is_not_on_the_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sync = tmp_path / "c.safetensors", os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for number in (errno.EINVAL, errno.EIO):  # what a file system cannot do, and what went wrong
+        try:
+            df.Covariance(2).save(path)
+            told = ""
+        except OSError as error:
+            told = error.filename
+        assert told == ("" if number == errno.EINVAL else str(path))
+        assert df.Covariance.load(path).count == 0
+
+
+def test_what_killed_writers_left_goes_with_the_next_save(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "c[1].safetensors"
+    dead, alive, other = (
+        tmp_path / name
+        for name in (
+            ".c[1].safetensors.0123456789abcdef.tmp",
+            ".c[1].safetensors.0123456789abcdee.tmp",
+            ".c1.safetensors.0123456789abcdef.tmp",
+        )
+    )
+    for part in (dead, alive, other):
+        part.write_bytes(b"begun")
+    with open(alive, "rb") as held:  # as its writer does
+        fcntl.flock(held, fcntl.LOCK_EX)
+        df.Covariance(2).save(path)
+        assert set(tmp_path.iterdir()) == {path, alive, other}
+    df.Covariance(2).save(path)
+    assert set(tmp_path.iterdir()) == {path, other}
 
 
 def test_a_missing_folder_or_file_is_an_os_error(tmp_path: Path) -> None:

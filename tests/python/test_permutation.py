@@ -270,6 +270,16 @@ def test_neurons_without_deviation_cost_nothing() -> None:
                 assert r.bound <= r.cost
 
 
+def test_equal_neurons_cost_no_less_than_nothing(family: str) -> None:
+    make, _ = FAMILIES[family]
+    for n in (6, 7, 11):
+        for variance in (0.1, 0.3, 1.7):
+            equal = df.Covariance.from_moments(np.full((n, n), variance))
+            r = df.descramble_permutation(equal, operator=make(n), restarts=1)
+            assert 0 <= r.bound <= r.cost
+            assert r.initial_cost >= 0
+
+
 def test_dead_and_equal_neurons_stand_together() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 5)).repeat(6, axis=1)

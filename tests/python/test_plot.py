@@ -137,7 +137,7 @@ TRACE = df.descramble_weights(SQUARE, criterion="trace")
         (
             lambda: df.plot.weights(SQUARE * 1j),
             TypeError,
-            "W: got ndarray, expected an array of re",
+            "W: got dtype complex128, expected an array of re",
         ),
         (
             lambda: df.plot.weights(np.ones(3)),

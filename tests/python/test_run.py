@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -198,6 +199,88 @@ def test_sizes_are_checked_before_they_are_believed(
 ) -> None:
     (tmp_path / "x.npy").write_bytes(npy(shape, fortran=fortran))
     assert words in refused("run", tmp_path / "x.npy", "--output", tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 4), (3, 2, 0), (0, 4), (0,)])
+@pytest.mark.parametrize("kind", ["npy", "fortran", "npz", "zarr"])
+def test_arrays_without_elements_are_read(
+    tmp_path: Path, shape: tuple[int, ...], kind: str
+) -> None:
+    x = np.ones(shape, order="F" if kind == "fortran" else "C")
+    if kind == "zarr":
+        import zarr
+
+        path = tmp_path / "x.zarr"
+        zarr.create_array(path, shape=shape, chunks=(2,) * len(shape), dtype="f8")
+    else:
+        path = tmp_path / f"x.{'npz' if kind == 'npz' else 'npy'}"
+        np.savez_compressed(path, array=np.asfortranarray(x)) if kind == "npz" else np.save(path, x)
+    assert open_arrays(path).arrays["array"].read().shape == shape
+
+
+def test_an_impossible_shape_without_elements_is_refused(tmp_path: Path) -> None:
+    header = b'{"x":{"dtype":"F64","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}}'
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(FileError, match="too big"):
+        open_arrays(tmp_path / "x.safetensors").arrays["x"].read()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"read": "1"}, {"read": -1}, {"read": 7}, {"rows": None}, {"read": True}, {"path": []}],
+)
+def test_sources_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    out = tmp_path / "out"
+    np.save(tmp_path / "x.npy", samples(rows=6))
+    run_well(tmp_path / "x.npy", "--output", out)
+    path = run.moments_path(out / "moments", "x")
+    (source,) = run.read_sources(path)
+    sources = json.dumps([{**vars(source), **change}])
+    df.Covariance.load(path)._save(path, {"sources": sources})
+    for arguments in (("run", out), ("run", tmp_path / "x.npy", "--output", out)):
+        assert "cannot be of Source" in refused(*arguments)
+
+
+def test_more_rows_than_a_source_has_were_not_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    np.save(tmp_path / "x.npy", samples(rows=6))
+    run_well(tmp_path / "x.npy", "--output", out)
+    path = run.moments_path(out / "moments", "x")
+    (source,) = run.read_sources(path)
+    sources = json.dumps([{**vars(source), "rows": 7, "read": 7}])
+    df.Covariance.load(path)._save(path, {"sources": sources})
+    assert "has changed" in refused("run", tmp_path / "x.npy", "--output", out)
+
+
+def test_a_broken_list_of_unfinished_layers_is_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", samples())
+    (tmp_path / ".unfinished").write_bytes(b"\xff\xfe")
+    assert "has not come to the end" in refused("run", tmp_path, "--output", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--k=99999999999999999999", "--threads=9223372036854775807", "--order-seconds=nan"),
+        *("--order-seconds=inf", "--device=cuda:99999999999", "--device=cuda:\u0663"),
+    ],
+)
+def test_numbers_beyond_all_bounds_are_usage_errors(tmp_path: Path, option: str) -> None:
+    np.save(tmp_path / "x.npy", samples())
+    result = invoke("run", tmp_path / "x.npy", "--order", option, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert option.partition("=")[0] in result.stderr
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names there are Unicode")
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    path, out = tmp_path / os.fsdecode(b"x\xff.npy"), tmp_path / os.fsdecode(b"out\xff")
+    np.save(path, samples())
+    assert "x\\xff" in run_well(path, "--output", out)
+    assert_moments(moments(out, "x\\xff"), samples())
+    np.savez(tmp_path / os.fsdecode(b"\xfe.npz"), **{"x.weight": samples(), "y": np.arange(3)})
+    weights = tmp_path / os.fsdecode(b"\xfe.npz")
+    assert "\\xfe.npz" in run_well(weights, "--weights", weights, "--output", tmp_path / "more")
 
 
 def test_no_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +477,13 @@ def test_what_is_no_input_is_refused(tmp_path: Path) -> None:
     run_well(x, "--output", out)
     result = out / "result.safetensors"
     assert "holds a run's results" in refused("run", result, "--output", tmp_path / "more")
-    for arguments in (["run"], ["run", x, "--device", "tpu"], ["run", tmp_path / "none.npy"]):
+    usage: list[list[object]] = [
+        ["run"],
+        ["run", x, "--device", "tpu"],
+        ["run", tmp_path / "none.npy"],
+        ["run", x, "--order", "--criterion", "trace"],
+    ]
+    for arguments in usage:
         assert invoke(*arguments).exit_code == 2
 
 
@@ -615,6 +704,74 @@ def test_two_runs_in_one_folder(tmp_path: Path, streamed: tuple[list[Path], Path
     process.kill()
     ended(process)
     run_well(*files, "--output", tmp_path / "out")
+
+
+@pytest.mark.parametrize("opening", range(1, 5))
+def test_moments_that_are_replaced_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: int
+) -> None:
+    """Rows of a run that has gone on are not taken for those of the sources read before."""
+    x, out = samples(), tmp_path / "out"
+    for name, part in (("a", x[:100]), ("b", x[100:])):
+        save_file({"h": part.copy()}, tmp_path / f"{name}.safetensors")
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    run_well(a, "--output", out)
+    path, later, merged = out / "moments" / "h.safetensors", tmp_path / "l", tmp_path / "m"
+    whole = path.read_bytes()
+    source, *_ = run.read_sources(path)
+    half = run.Source(str(b), "h", "", 200, 50)
+    run._save(df.Covariance.from_samples(x[:150]), later, (source, half))
+    opened, opens = [], safetensors.safe_open
+
+    def opening_it(name: str | os.PathLike[str], *rest: Any, **words: Any) -> Any:
+        opened.append(name)
+        if len(opened) == opening:
+            path.write_bytes(later.read_bytes())
+        return opens(name, *rest, **words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "safe_open", opening_it)
+        result = invoke("merge", merged, out)
+    if result.exit_code:
+        assert "has 50 of 200 rows" in result.output
+    else:
+        assert df.Covariance.load(merged / "h.safetensors").count == 100
+    path.write_bytes(whole)
+    opened.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors, "safe_open", opening_it)
+        result = invoke("run", path, "--output", tmp_path / "more")
+    assert "has 50 of 200 rows" in result.output if result.exit_code else " 100 " in result.output
+
+
+def test_new_names_are_on_the_disk_before_they_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    save_file({"h": samples()}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(os, "fsync", noted)
+    out, merged = tmp_path / "new" / "out", tmp_path / "merged"
+    run_well(tmp_path / "a.safetensors", "--output", out)
+    for folder in (tmp_path, out.parent, out, out / "moments"):
+        assert folder.stat().st_ino in synced
+    synced.clear()
+    assert invoke("merge", merged, out).exit_code == 0
+    assert synced[-1] == tmp_path.stat().st_ino
+
+
+def test_what_a_killed_merge_left_goes_with_the_next(tmp_path: Path) -> None:
+    save_file({"h": samples()}, tmp_path / "a.safetensors")
+    run_well(tmp_path / "a.safetensors", "--output", tmp_path / "out")
+    left = tmp_path / ".merged.0123456789abcdef.tmp"
+    left.mkdir()
+    (left / "h.safetensors").write_bytes(b"begun")
+    assert invoke("merge", tmp_path / "merged", tmp_path / "out").exit_code == 0
+    assert not left.exists()
 
 
 def test_files_that_changed_are_refused(tmp_path: Path) -> None:

@@ -954,7 +954,7 @@ def test_numbers_and_devices_of_other_libraries_are_fine(tmp_path: Path) -> None
         ({"gauge": "nearest"}, ValueError, "gauge: got 'nearest'"),
         ({"k": 0}, ValueError, "k: got 0"),
         ({"operator": 3}, TypeError, "operator: got int"),
-        ({"center": 1}, TypeError, "center: got int"),
+        ({"center": 1}, TypeError, "center: got 1 \\(int\\), expected True or False"),
         ({"sample_every": 0}, ValueError, "sample_every: got 0"),
         ({"sample": "row"}, ValueError, "sample: got 'row'"),
         ({"max_samples": 0}, ValueError, "max_samples: got 0"),
@@ -1007,6 +1007,31 @@ def test_moments_are_saved_by_layer(tmp_path: Path) -> None:
     assert len(seen) == 2
     with pytest.raises(KeyError):
         seen["1"]
+
+
+def test_a_save_that_was_killed_is_not_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder lacks layers, or holds old ones beside new, and each file is whole."""
+    runs = pytest.importorskip("descramble_fast.run")
+    model = mlp()
+    with dt.observe(model, "*") as seen:
+        model(*batches(1))
+    folder, merged, save = tmp_path / "rank0", tmp_path / "merged", df.Covariance.save
+
+    def killed(cov: df.Covariance, path: Path) -> None:
+        save(cov, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(df.Covariance, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            seen.save(folder)
+    assert [path.name for path in folder.glob("*.safetensors")] == ["0.safetensors"]
+    with pytest.raises(ValueError, match=r"rank0: whoever wrote it .* finish that first"):
+        runs.merge(merged, [folder])
+    seen.save(folder)
+    assert runs.merge(merged, [folder]) == {"0": 30, "2": 30}
 
 
 def test_sampling_needs_the_models_own_call() -> None:

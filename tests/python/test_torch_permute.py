@@ -867,7 +867,7 @@ def test_wrong_orders_and_names_say_what_was_expected() -> None:
     ]:
         refused(model, inputs, {name: order}, message, found)
     refused(copy.deepcopy(model), inputs, {"mlp.0": shuffled(8)}, "for another model", found)
-    with pytest.raises(TypeError, match="dtype float64, expected integers"):
+    with pytest.raises(TypeError, match="dtype float64, expected an array of integers"):
         permute_model(model, {"mlp.0": np.arange(8.0)}, inputs)
     with pytest.raises(TypeError, match="orders: got list, expected a mapping"):
         permute_model(model, [shuffled(8)], inputs)

@@ -49,8 +49,9 @@ struct LinearAssignment {
 ///
 /// float32 costs (and 16-bit ones, widened) are read as they are; duals and path lengths are
 /// float64. Infinity (minus infinity where maximised) forbids a pair. Exact: every answer is
-/// checked against its duals. Integers up to 2^53/n in magnitude have a gap of exactly 0. Among
-/// equal optima the answer depends on the costs and the initial duals alone.
+/// checked against its duals. Integers up to 2^53/n in magnitude have a gap of exactly 0; beside
+/// forbidden pairs, whose duals may grow with the length of a path, those up to 2^51/n. Among equal
+/// optima the answer depends on the costs and the initial duals alone.
 ///
 /// Takes O(n^2 m) in the worst case; beside the costs, some 100 (n + m) bytes and 500 bytes a row,
 /// up to 10 kB for rows whose cheapest columns are much in demand; a copy of the costs where their

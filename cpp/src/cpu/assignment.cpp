@@ -300,6 +300,25 @@ std::vector<std::int32_t> AssignmentSolver<T>::reduce_rows() {
   return free;
 }
 
+// Two rows that want one column: the one that loses less by it takes the other. Bids would take the
+// duals to three times the costs, which is too far for integers of 2^53 / 2.
+template <class T>
+bool AssignmentSolver<T>::settle_two() {
+  const std::int64_t wanted = x_[0], other = 1 - wanted;
+  const auto cost = [&](std::int64_t row, std::int64_t column) {
+    return costs_.sign * double(costs_.row(row)[column]);
+  };
+  const double first = cost(0, other) - cost(0, wanted), second = cost(1, other) - cost(1, wanted);
+  const std::int64_t yields = first < second ? 0 : 1;
+  const double loss = std::min(first, second);
+  if (loss == infinity) return false;
+  v_[std::size_t(wanted)] = -loss;
+  v_[std::size_t(other)] = 0;
+  assign(yields, other, cost(yields, other));
+  assign(1 - yields, wanted, cost(1 - yields, wanted));
+  return true;
+}
+
 template <class T>
 void AssignmentSolver<T>::push(Node node) {
   std::size_t place = heap_.size();
@@ -540,6 +559,10 @@ AssignmentOutcome AssignmentSolver<T>::solve(const Costs<T>& costs,
     std::ranges::copy(u_, matched_cost_.begin());
     std::ranges::fill(v_, 0);
     finish(outcome, true);
+    return outcome;
+  }
+  if (n == 2 && m == 2 && !distinct && settle_two()) {
+    finish(outcome, false);
     return outcome;
   }
   if (!initial_duals.empty()) std::ranges::copy(initial_duals, v_.begin());

@@ -84,6 +84,7 @@ class AssignmentSolver {
   void prefer_free(std::int64_t row, Offer& offer) const;
   std::vector<std::int32_t> reduce_rows();
   bool augment(std::int64_t row);
+  bool settle_two();
   bool search_lists(std::int64_t row);
   void search_rows(std::int64_t row);
   void relax(std::int64_t row, double distance, double cost, std::int64_t column);

@@ -482,7 +482,7 @@ std::optional<Refusal> Moments::let_wait(std::span<const ArrayView> batches, con
     }
   }
   const bool weighted = !rows.weights.empty() || !waiting_.weights.empty();
-  if (weighted) waiting_.weights.resize(std::size_t(waiting_.count + rows.count), 1.0);
+  if (weighted) waiting_.weights.reserve(std::size_t(waiting_rows(padded())));
   for (std::size_t s = 0; s < batches.size(); ++s) {
     const std::size_t row_bytes = std::size_t(sets_[s].n * size_of(batches[s].dtype()));
     std::byte* to = waiting_.rows[s].data() + std::size_t(waiting_.count) * row_bytes;
@@ -496,9 +496,10 @@ std::optional<Refusal> Moments::let_wait(std::span<const ArrayView> batches, con
       return Refusal{s, -1, -1, largest};
     }
   }
-  if (weighted)
-    for (std::int64_t i = 0; i < rows.count; ++i)
-      waiting_.weights[std::size_t(waiting_.count + i)] = rows.weight_of(i);
+  if (weighted) {  // within what is reserved: nothing may fail any more
+    waiting_.weights.resize(std::size_t(waiting_.count), 1.0);
+    for (std::int64_t i = 0; i < rows.count; ++i) waiting_.weights.push_back(rows.weight_of(i));
+  }
   waiting_.count += rows.count;
   waiting_.weight += rows.weight;
   return {};

@@ -6,18 +6,16 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
 #include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <new>
-#include <sstream>
-#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "call.hpp"
+#include "cpu/cgroup.hpp"
 #include "descramble_fast/error.hpp"
 #include "message.hpp"
 
@@ -295,31 +293,12 @@ int positive_from_environment(const char* variable) {
   return end != text && value > 0 && value < 65536 ? int(value) : 0;
 }
 
-#if defined(__linux__)
-// CPUs' worth of time that a cgroup grants, rounded up; 0 where there is no quota.
-int cgroup_quota() {
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2) {
-    std::string quota;
-    double period = 0;
-    if (v2 >> quota >> period && quota != "max" && period > 0)
-      return std::max(1, int((std::stod(quota) + period - 1) / period));
-    return 0;
-  }
-  std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-  std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  double quota = 0, period = 0;
-  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0)
-    return std::max(1, int((quota + period - 1) / period));
-  return 0;
-}
-#endif
-
 int allowed_cpus() {
   int allowed = int(std::max(1u, std::thread::hardware_concurrency()));
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) allowed = std::max(1, CPU_COUNT(&set));
-  if (const int quota = cgroup_quota(); quota > 0) allowed = std::min(allowed, quota);
+  if (const int quota = cgroup_cpus(); quota > 0) allowed = std::min(allowed, quota);
 #endif
   return allowed;
 }

@@ -38,6 +38,9 @@ class _Group:
     """The ranks that add up, and what they do together."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
+        members = (dist.ProcessGroup, type(None))
+        if not isinstance(group, members) and group is not dist.GroupMember.NON_GROUP_MEMBER:
+            raise TypeError(f"group: got {type(group).__name__}, expected a ProcessGroup")
         self._group = group
         self.rank = dist.get_rank(group)
         if self.rank < 0:
@@ -142,6 +145,9 @@ def all_reduce(
     ranks = _Group(group)
     held: dict[str, _Held] = {}
     with ranks.together():
+        if not isinstance(moments, Mapping):
+            kind = type(moments).__name__
+            raise TypeError(f"moments: got {kind}, expected a mapping from names to Covariance")
         for name, cov in moments.items():
             held[name] = _describe(name, cov)
         ranks.prepare()

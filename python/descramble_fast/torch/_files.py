@@ -39,7 +39,13 @@ class StoredTensor:
         return _DTYPES.get(self.tensor.dtype, str(self.tensor.dtype))
 
     def read(self) -> NDArray[Any]:
-        """Read it as float64 if it is stored so, and as float32 otherwise."""
+        """Read it as float64 if it is stored so, and as float32 otherwise.
+
+        FileError where it is larger than what is stored of it, by steps of 0 from number to number.
+        """
+        stored = self.tensor.untyped_storage().nbytes() // self.tensor.element_size()
+        if self.tensor.numel() > stored:
+            raise FileError(f"a tensor {self.shape} of which {stored} numbers are stored")
         wide = self.tensor.dtype == torch.float64
         return self.tensor.detach().to(torch.float64 if wide else torch.float32).numpy()
 

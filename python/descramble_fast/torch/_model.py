@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from descramble_fast import _core
-from descramble_fast._arrays import integer
+from descramble_fast._arrays import called, flag, integer
 from descramble_fast._descramble import descramble_memory
 from descramble_fast._layers import Layer, Layers, solve
 from descramble_fast.operators import Operator
@@ -189,8 +189,14 @@ def descramble_model(
         "order_seconds": order_seconds,
     }
     solve([], **solving)  # says what is wrong with them before the data are read
+    progress = flag("progress", progress)
+    if not (forward is None or callable(forward)):
+        raise TypeError(f"forward: got {type(forward).__name__}, expected a function or None")
     models = (model,) if control is None else (model, control)
-    groups = [sites(each, layers, tap=tap, select=select, axis=axis) for each in models]
+    groups = [sites(model, layers, tap=tap, select=select, axis=axis)]
+    if control is not None:
+        with called(layers="control", model="control"):
+            groups.append(sites(control, layers, tap=tap, select=select, axis=axis))
     if len({tuple(site.name for site in group) for group in groups}) > 1:
         raise ValueError("control: got a model with other layers, expected the same ones")
     plan = None

@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from descramble_fast._arrays import integer
+from descramble_fast._arrays import file_path, integer, one_of
 from descramble_fast._covariance import Covariance
+from descramble_fast._files import make_folder, pending, set_pending
 from descramble_fast._layers import Layer
 
 Choice: TypeAlias = "str | type[nn.Module] | Callable[[str, nn.Module], bool]"
@@ -146,11 +147,16 @@ class Observation(Mapping[str, Covariance]):
     def save(self, folder: str | Path) -> None:
         """Write ``<name>.safetensors`` for every layer with samples (`Covariance.save`).
 
-        ``descramble-fast merge`` combines such folders.
+        ``descramble-fast merge`` combines such folders, and refuses one that was not written to its
+        end.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder = Path(file_path("folder", folder))
+        make_folder(folder)
+        before = pending(folder)
+        set_pending(folder, dict.fromkeys((*before, *self)))
         for name, covariance in self.items():
-            covariance.save(Path(folder) / f"{name}.safetensors")
+            covariance.save(folder / f"{name}.safetensors")
+        set_pending(folder, (name for name in before if name not in self))
 
     @property
     def done(self) -> bool:
@@ -390,8 +396,7 @@ def checked(
     sample_every = integer("sample_every", sample_every)
     if sample_every < 1:
         raise ValueError(f"sample_every: got {sample_every}, expected at least 1")
-    if sample not in ("batch", "token"):
-        raise ValueError(f'sample: got {sample!r}, expected "batch" or "token"')
+    one_of("sample", sample, "batch", "token")
     max_samples = None if max_samples is None else integer("max_samples", max_samples)
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples: got {max_samples}, expected at least 1")
@@ -450,8 +455,10 @@ def sites(
     axis: int | None = None,
 ) -> list[Site]:
     """Find the layers that are meant, in the model's order."""
-    if tap not in ("pre", "post", "input"):
-        raise ValueError(f'tap: got {tap!r}, expected "pre", "post" or "input"')
+    one_of("tap", tap, "pre", "post", "input")
+    if not (select is None or callable(select)):
+        raise TypeError(f"select: got {type(select).__name__}, expected a function or None")
+    axis = None if axis is None else integer("axis", axis)
     return [
         Site(
             name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from descramble_fast._arrays import Array, integer, on_host
+from descramble_fast._arrays import Array, integer, listed, numbers, on_host, real
 from descramble_fast._layers import ByName, Layers
 from descramble_fast._permutation import Permutation
 from descramble_fast.torch._axes import (
@@ -253,6 +254,10 @@ def permute_model(
     True
     """
     inner = unwrapped(model)
+    if tolerance is not None and not (isinstance(tolerance, float) and tolerance == math.inf):
+        tolerance = real("tolerance", tolerance)
+        if tolerance < 0:
+            raise ValueError(f"tolerance: got {tolerance}, expected at least 0")
     if groups is None:
         structure = _Structure.of(inner, inputs)
     elif isinstance(groups, Permutable):
@@ -345,7 +350,9 @@ class _Structure:
         for group, members in groups.items():
             found: list[tuple[Key, int, int]] = []
             where = f"groups[{group!r}]"
-            for member in members:
+            if not isinstance(group, str):
+                raise TypeError(f"{where}: got a name of type {type(group).__name__}, expected str")
+            for member in listed(where, members, "pairs of a parameter's name and an axis"):
                 try:
                     name, i = member
                     i = integer("axis", i)
@@ -581,9 +588,7 @@ def _order(name: str, order: Any) -> Index:
         if order.signs is not None and np.any(on_host(order.signs) < 0):
             raise ValueError(f"{where}: got negative signs, expected a permutation")
         order = order.permutation
-    array = on_host(order)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{where}: got dtype {array.dtype}, expected integers")
+    array = numbers(where, order, "integers")
     if array.ndim != 1:
         raise ValueError(f"{where}: got shape {array.shape}, expected one axis")
     return array.astype(np.int64)
