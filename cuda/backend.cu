@@ -52,23 +52,13 @@ bool locate(const void* memory, int* device, Failure* failure) {
   });
 }
 
-// Not in stream order: these live longer than a call, and whoever uses them last may be on any
-// stream; cudaFree waits for all of them.
 bool allocate(int device, std::int64_t bytes, void** out, Failure* failure) {
-  return guarded(device, failure, [&] {
-    const cudaError_t status = cudaMalloc(out, std::size_t(bytes));
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      throw Error(Fault::out_of_memory,
-                  message("cuda:", device, " would not grant ", bytes, " bytes"));
-    }
-    check(status, "cudaMalloc");
-  });
+  return guarded(device, failure, [&] { *out = allocate_to_keep(bytes); });
 }
 
 void release(int device, void* memory) {
   Failure ignored;  // at exit the driver may be gone, and the memory with it
-  guarded(device, &ignored, [&] { check(cudaFree(memory), "cudaFree"); });
+  guarded(device, &ignored, [&] { give_back(memory); });
 }
 
 bool copy(const Queue* queue, void* to, const void* from, std::int64_t bytes, Failure* failure) {

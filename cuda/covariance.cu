@@ -343,37 +343,56 @@ __device__ void take_batch(State& state, Workspace& work, std::int64_t c) {
   work.inverse[c] = ldexp(1.0, -exponent);
 }
 
+constexpr int conclude_threads = 512, conclude_lanes = conclude_threads / block_columns;
+
 /// Adds up the slabs; the block that is done last decides on the update. The second time, about a
 /// reference that has moved, there is nothing left to decide.
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(conclude_threads)
     conclude(State state, Workspace work, Batch batch, std::int64_t slabs, bool again) {
   Decision& decision = *work.decision;
   if (again && !decision.moved) return;
-  __shared__ double room[512];
+  __shared__ double room[3 * conclude_threads];
   __shared__ bool last;
   double weight = 0;
   for (std::int64_t slab = threadIdx.x; slab < slabs; slab += blockDim.x)
     weight += work.slab_weight[slab];
   weight = block_reduce(weight, room, add);
 
+  // The slabs go to the lanes of a column in turn.
   const std::int64_t columns = state.columns();
-  const std::int64_t c = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t c = std::int64_t(blockIdx.x) * block_columns + threadIdx.x % block_columns;
+  const int lane = int(threadIdx.x) / block_columns;
   double sum = 0, square = 0, largest = 0;
-  if (c < columns) {
-    for (std::int64_t slab = 0; slab < slabs; ++slab) {
+  if (c < columns)
+#pragma unroll 4
+    for (std::int64_t slab = lane; slab < slabs; slab += conclude_lanes) {
       sum += work.slab_sum[slab * columns + c];
       square += work.slab_square[slab * columns + c];
       largest = max(largest, work.slab_largest[slab * columns + c]);
     }
+  double* const own = room + 3 * threadIdx.x;
+  own[0] = sum, own[1] = square, own[2] = largest;
+  __syncthreads();
+  const bool leads = lane == 0 && c < columns;
+  if (leads) {
+    for (int other = 1; other < conclude_lanes; ++other) {
+      const double* const from = own + 3 * other * block_columns;
+      sum += from[0];
+      square += from[1];
+      largest = max(largest, from[2]);
+    }
     work.sum[c] = sum;
     work.square[c] = square;
+  } else {
+    largest = 0;
   }
+  __syncthreads();
 
   if (!again) {
     double about_mean = 0, about_zero = 0;
     bool far = false, off_zero = false, leaves_range = false;
     const double total = state.totals->report.weight + weight;
-    if (c < columns && weight > 0) {
+    if (leads && weight > 0) {
       const double epsilon = batch.wide ? DBL_EPSILON : FLT_EPSILON;
       const double reference = state.reference[c], origin = reference + state.remainder[c];
       const double total_sum = state.sum[c] + sum, total_square = state.square[c] + square;
@@ -383,9 +402,9 @@ __global__ void __launch_bounds__(512)
       about_mean = max(about_mean, 0.0);
       about_zero = about_mean + total * (mean * mean);
       off_zero = origin != 0;
-      const double own = square + origin * (2 * sum + weight * origin);
-      leaves_range = own != 0 && !(own >= weight * least_square &&
-                                   own <= min(weight * largest_square, largest_sum));
+      const double about_0 = square + origin * (2 * sum + weight * origin);
+      leaves_range = about_0 != 0 && !(about_0 >= weight * least_square &&
+                                       about_0 <= min(weight * largest_square, largest_sum));
     }
     const auto larger = [](double a, double b) { return max(a, b); };
     about_mean = block_reduce(about_mean, room, larger);
@@ -423,12 +442,12 @@ __global__ void __launch_bounds__(512)
   __syncthreads();
   if (decision.route == Route::none) return;
   const bool moves = !again && decision.moved;
-  for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-    if (moves)
+  if (moves)
+    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x)
       move_reference(state, work, batch, decision.weight_before + weight, i);
-    else
-      take_batch(state, work, i);
-  }
+  else
+#pragma unroll 4
+    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) take_batch(state, work, i);
   if (moves || threadIdx.x != 0) return;
   std::int64_t count = 0;
   for (std::int64_t slab = 0; slab < slabs; ++slab) count += work.slab_count[slab];
@@ -553,44 +572,65 @@ struct Product {
 };
 
 constexpr int tile = 128, product_threads = 256;
-// Shared memory for 2 or 3 stages of both factors; 96 KiB are to be had on every device that has
-// these instructions.
+// Shared memory for some stages of both factors: 96 KiB are to be had on every device that has
+// these instructions, twice that on those that multiply by warpgroups.
 template <int planes>
-constexpr int stage_rows = planes == 1 ? 64 : 32;
+constexpr int stage_rows = planes == 3              ? 32
+                           : has_warpgroup_products ? 128
+                                                    : 64;
 template <int planes>
-constexpr int stages = planes == 1 ? 3 : 2;
+constexpr int stages = planes == 1              ? 3
+                       : has_warpgroup_products ? 4
+                                                : 2;
 template <int planes>
-constexpr int factor_size = planes * stage_rows<planes> * tile;
-constexpr std::size_t product_shared = 96 * 1024;
-static_assert(sizeof(std::uint16_t) * 2 * factor_size<1> * stages<1> == product_shared);
-static_assert(sizeof(std::uint16_t) * 2 * factor_size<3> * stages<3> == product_shared);
+constexpr int plane_size = stage_rows<planes> * tile;
+template <int planes>
+constexpr int factor_size = planes * plane_size<planes>;
+constexpr std::size_t product_shared = 96 * 1024, warpgroup_product_shared = 2 * product_shared;
+constexpr std::size_t stages_shared =
+    has_warpgroup_products ? warpgroup_product_shared : product_shared;
+static_assert(sizeof(std::uint16_t) * 2 * factor_size<1> * stages<1> == stages_shared);
+static_assert(sizeof(std::uint16_t) * 2 * factor_size<3> * stages<3> == stages_shared);
 // Of floats that wait to be added to the scatter: no two lanes of a quarter-warp share a bank.
 constexpr int sums_stride = tile + 8;
 static_assert(sizeof(float) * tile * sums_stride <= product_shared);
 
-// Where eight elements lie in a stage. Rows are 256 bytes apart; the order within them keeps the
-// same chunk of eight rows in different banks.
-__device__ int chunk_at(int row, int chunk) { return row * tile + 8 * (chunk ^ (row % 8)); }
+// Where eight elements lie in a plane of a stage: 64 columns after the other, in rows 128 bytes
+// apart, in an order that keeps the same chunk of eight rows in different banks.
+constexpr int part_columns = 64;
+template <int planes>
+__device__ int chunk_at(int row, int chunk) {
+  constexpr int chunks = part_columns / 8;
+  return (chunk / chunks * stage_rows<planes> + row) * part_columns +
+         8 * (chunk % chunks ^ row % 8);
+}
 
 template <int planes>
 __device__ void fetch(std::uint16_t* stage, const Operand16& from, std::int64_t column,
                       std::int64_t row, std::int64_t end) {
-  constexpr int chunks = tile / 8;
+  constexpr int chunks = tile / 8, step = product_threads / chunks;
+  static_assert(step % 8 == 0);  // the same order of chunks in all of a thread's rows
+  const int first = int(threadIdx.x) / chunks, chunk = int(threadIdx.x) % chunks;
+  const std::int64_t left = from.columns - (column + 8 * chunk);
+  const int rows = int(min(end - row, std::int64_t(stage_rows<planes>))) - first;
+  const std::uint16_t* source = from.data + (row + first) * from.stride + column + 8 * chunk;
+  std::uint16_t* to = stage + chunk_at<planes>(first, chunk);
+  const std::int64_t next = step * from.stride;
 #pragma unroll
-  for (int plane = 0; plane < planes; ++plane)
+  for (int plane = 0; plane < planes; ++plane) {
+    const std::uint16_t* at = source + plane * from.plane;
+    if (left >= 8 && rows > stage_rows<planes> - step) {
 #pragma unroll
-    for (int i = 0; i < stage_rows<planes> * chunks / product_threads; ++i) {
-      const int index = i * product_threads + int(threadIdx.x);
-      const int r = index / chunks, chunk = index % chunks;
-      const std::int64_t left = row + r < end ? from.columns - (column + 8 * chunk) : 0;
-      const int valid = left >= 8 ? 8 : left > 0 ? int(left) : 0;
-      const std::uint16_t* const source =
-          valid == 0
-              ? from.data
-              : from.data + plane * from.plane + (row + r) * from.stride + column + 8 * chunk;
-      copy_async_16(stage + plane * stage_rows<planes> * tile + chunk_at(r, chunk), source,
-                    2 * valid);
+      for (int r = 0; r < stage_rows<planes>; r += step, at += next)
+        copy_async_16(to + plane * plane_size<planes> + r * part_columns, at, 16);
+    } else {
+      for (int r = 0; r < stage_rows<planes>; r += step, at += next) {
+        const int valid = r >= rows || left <= 0 ? 0 : left >= 8 ? 8 : int(left);
+        copy_async_16(to + plane * plane_size<planes> + r * part_columns,
+                      valid > 0 ? at : from.data, 2 * valid);
+      }
     }
+  }
 }
 
 __device__ void multiply_add(BFloat16, float (&d)[4], const unsigned (&a)[4],
@@ -602,36 +642,42 @@ __device__ void multiply_add(Float16, float (&d)[4], const unsigned (&a)[4],
   mma_f16(d, a, b);
 }
 
-// Rows that tensor cores sum. They cut off what they add, where float rounds, and what is cut off
-// of sums of one sign adds up.
+// Rows that a warp's tensor cores sum. They cut off what they add, where float rounds, and what is
+// cut off of sums of one sign adds up.
 constexpr int cut_rows = 32;
 
+// Which planes are multiplied: two bits for each product, from the lowest on. Of split numbers
+// small products come first, so that few of them meet a large sum.
+template <int planes>
+constexpr unsigned products = planes == 1 ? 1 : 6;
+template <int planes>
+constexpr unsigned left_planes = planes == 1 ? 0 : 0b00'01'00'01'10'00;
+template <int planes>
+constexpr unsigned right_planes = planes == 1 ? 0 : 0b00'00'01'01'00'10;
 /// sums += left^T right for cut_rows rows of a stage, from row `first` on, and this warp's 64 by 32
-/// entries. Of split numbers small products come first, so that few of them meet a large sum.
+/// entries.
 template <class Element, int planes>
 __device__ void multiply_rows(const std::uint16_t* left, const std::uint16_t* right, int first,
                               float (&sums)[4][4][4]) {
-  // Two bits for each product, from the lowest on: which plane of either factor.
-  constexpr unsigned products = planes == 1 ? 1 : 6;
-  constexpr unsigned left_planes = planes == 1 ? 0 : 0b00'01'00'01'10'00;
-  constexpr unsigned right_planes = planes == 1 ? 0 : 0b00'00'01'01'00'10;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int left_chunk = warp % 2 * 8 + lane / 8 % 2, left_row = lane / 16 * 8 + lane % 8;
   const int right_chunk = warp / 2 * 4 + lane / 16, right_row = lane / 8 % 2 * 8 + lane % 8;
   float run[4][4][4] = {};
 #pragma unroll 1
-  for (unsigned product = 0; product < products; ++product) {
-    const int l = int(left_planes >> (2 * product) & 3), r = int(right_planes >> (2 * product) & 3);
+  for (unsigned product = 0; product < products<planes>; ++product) {
+    const std::uint16_t* const l =
+        left + (left_planes<planes> >> (2 * product) & 3) * plane_size<planes>;
+    const std::uint16_t* const r =
+        right + (right_planes<planes> >> (2 * product) & 3) * plane_size<planes>;
 #pragma unroll
     for (int k = first; k < first + cut_rows; k += 16) {
-      const int left_first = l * stage_rows<planes> + k, right_first = r * stage_rows<planes> + k;
       unsigned a[4][4], b[2][4];
 #pragma unroll
       for (int m = 0; m < 4; ++m)
-        ldmatrix_x4_trans(a[m], left + chunk_at(left_first + left_row, left_chunk + 2 * m));
+        ldmatrix_x4_trans(a[m], l + chunk_at<planes>(k + left_row, left_chunk + 2 * m));
 #pragma unroll
       for (int n = 0; n < 2; ++n)
-        ldmatrix_x4_trans(b[n], right + chunk_at(right_first + right_row, right_chunk + 2 * n));
+        ldmatrix_x4_trans(b[n], r + chunk_at<planes>(k + right_row, right_chunk + 2 * n));
 #pragma unroll
       for (int m = 0; m < 4; ++m)
 #pragma unroll
@@ -648,6 +694,106 @@ __device__ void multiply_rows(const std::uint16_t* left, const std::uint16_t* ri
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[m][n][i] += run[m][n][i];
 }
+
+/// A block's tile of left^T right over its part of the rows, left in shared memory.
+template <class Element, int planes, class Start>
+__device__ void sum_by_warps(std::uint16_t* shared, bool diagonal, int count, const Start& start) {
+  for (int stage = 0; stage < stages<planes> - 1; ++stage) start(stage);
+  float sums[4][4][4] = {};
+  for (int stage = 0; stage < count; ++stage) {
+    copy_async_wait<stages<planes> - 2>();
+    __syncthreads();  // all have this stage, and are done with the one before
+    start(stage + stages<planes> - 1);
+    const std::uint16_t* const left = shared + stage % stages<planes> * 2 * factor_size<planes>;
+    const std::uint16_t* const right = diagonal ? left : left + factor_size<planes>;
+#pragma unroll 1
+    for (int first = 0; first < stage_rows<planes>; first += cut_rows)
+      multiply_rows<Element, planes>(left, right, first, sums);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+  auto* const tile_sums = reinterpret_cast<float*>(shared);
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int m = 0; m < 4; ++m)
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp % 2 * 64 + m * 16 + lane / 4 + half * 8;
+        const int column = warp / 2 * 32 + n * 8 + lane % 4 * 2;
+        *reinterpret_cast<float2*>(tile_sums + row * sums_stride + column) =
+            make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+      }
+}
+
+#ifdef __CUDACC__
+__device__ void warpgroup_multiply(BFloat16, float (&d)[64], std::uint64_t a, std::uint64_t b,
+                                   bool adds) {
+  warpgroup_mma_bf16(d, a, b, adds);
+}
+__device__ void warpgroup_multiply(Float16, float (&d)[64], std::uint64_t a, std::uint64_t b,
+                                   bool adds) {
+  warpgroup_mma_f16(d, a, b, adds);
+}
+
+/// The same by two warpgroups, 64 rows of the tile each. Tensor cores sum half a stage; meanwhile
+/// the other half's sums are added to those of all.
+template <class Element, int planes, class Start>
+__device__ void sum_by_warpgroups(std::uint16_t* shared, bool diagonal, int count,
+                                  const Start& start) {
+  constexpr int half = stage_rows<planes> / 2;
+  constexpr unsigned next_columns = stage_rows<planes> * part_columns * sizeof(std::uint16_t);
+  const int group = int(threadIdx.x) / 128;
+  for (int stage = 0; stage < stages<planes> - 1; ++stage) start(stage);
+  float sums[64] = {};
+  for (int stage = 0; stage < count; ++stage) {
+    copy_async_wait<stages<planes> - 2>();
+    show_to_warpgroups();
+    __syncthreads();  // all have this stage, and are done with the one before
+    const std::uint16_t* const left = shared + stage % stages<planes> * 2 * factor_size<planes>;
+    const std::uint16_t* const right = diagonal ? left : left + factor_size<planes>;
+    const std::uint64_t a = factor_at(left + group * stage_rows<planes> * part_columns, 0);
+    const std::uint64_t b = factor_at(right, next_columns);
+    const auto multiply = [&](float(&run)[64], int first) {
+#pragma unroll
+      for (unsigned product = 0; product < products<planes>; ++product)
+#pragma unroll
+        for (int k = first; k < first + half; k += 16) {
+          const int l = int(left_planes<planes> >> (2 * product) & 3) * plane_size<planes>;
+          const int r = int(right_planes<planes> >> (2 * product) & 3) * plane_size<planes>;
+          constexpr int step = 16 / sizeof(std::uint16_t);  // what an address counts
+          warpgroup_multiply(Element{}, run, a + (l + k * part_columns) / step,
+                             b + (r + k * part_columns) / step, product > 0 || k > first);
+        }
+      warpgroup_commit();
+    };
+    float first[64], second[64];
+    warpgroup_begin();
+    multiply(first, 0);
+    multiply(second, half);
+    start(stage + stages<planes> - 1);
+    warpgroup_wait<1>();
+    hold(first);
+#pragma unroll
+    for (int i = 0; i < 64; ++i) sums[i] += first[i];
+    warpgroup_wait<0>();
+    hold(second);
+#pragma unroll
+    for (int i = 0; i < 64; ++i) sums[i] += second[i];
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+  auto* const tile_sums = reinterpret_cast<float*>(shared);
+  const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < 64; i += 2) {
+    const int row = group * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8;
+    *reinterpret_cast<float2*>(tile_sums + row * sums_stride + i / 4 * 8 + lane % 4 * 2) =
+        make_float2(sums[i], sums[i + 1]);
+  }
+}
+#endif
 
 __device__ bool is_entry(const State& state, std::int64_t i, std::int64_t j) {
   return i < state.left && j < state.right && (!state.triangular || i <= j);
@@ -676,35 +822,13 @@ __global__ void __launch_bounds__(product_threads, 1)
     }
     copy_async_commit();
   };
-  for (int stage = 0; stage < stages<planes> - 1; ++stage) start(stage);
-  float sums[4][4][4] = {};
-  for (int stage = 0; stage < count; ++stage) {
-    copy_async_wait<stages<planes> - 2>();
-    __syncthreads();  // all have this stage, and are done with the one before
-    start(stage + stages<planes> - 1);
-    const std::uint16_t* const left = shared + stage % stages<planes> * 2 * factor_size<planes>;
-    const std::uint16_t* const right = diagonal ? left : left + factor_size<planes>;
-#pragma unroll 1
-    for (int first = 0; first < stage_rows<planes>; first += cut_rows)
-      multiply_rows<Element, planes>(left, right, first, sums);
-  }
-  copy_async_wait<0>();
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  sum_by_warpgroups<Element, planes>(shared, diagonal, count, start);
+#else
+  sum_by_warps<Element, planes>(shared, diagonal, count, start);
+#endif
   __syncthreads();
-
-  auto* const tile_sums = reinterpret_cast<float*>(shared);
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-#pragma unroll
-  for (int m = 0; m < 4; ++m)
-#pragma unroll
-    for (int n = 0; n < 4; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = warp % 2 * 64 + m * 16 + lane / 4 + half * 8;
-        const int column = warp / 2 * 32 + n * 8 + lane % 4 * 2;
-        *reinterpret_cast<float2*>(tile_sums + row * sums_stride + column) =
-            make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
-      }
-  __syncthreads();
+  const auto* const tile_sums = reinterpret_cast<const float*>(shared);
   constexpr int lines = product_threads / tile;
   const int line = int(threadIdx.x) / tile, column = int(threadIdx.x) % tile;
   if (product.parts.count > 1) {
@@ -759,6 +883,7 @@ __global__ void __launch_bounds__(entry_threads)
 struct Plan {
   TileGrid tiles;
   std::int64_t multiprocessors;
+  std::size_t product_shared = descramble_fast::cuda::product_shared;
   std::int64_t slab_rows, slabs;
   std::int64_t second_column, stride;  // of the panel, in elements
   std::int64_t rows, panel_rows, direct_rows;
@@ -881,8 +1006,8 @@ void launch_product(const Queue& queue, const State& state, const Plan& plan, Ro
   const auto kernel = route == Route::split       ? multiply_tiles<BFloat16, planes_of_split>
                       : element == DType::float16 ? multiply_tiles<Float16, 1>
                                                   : multiply_tiles<BFloat16, 1>;
-  launch(queue, dim3(tiles, unsigned(parts.count)), product_threads, product_shared, kernel, state,
-         plan.work, product);
+  launch(queue, dim3(tiles, unsigned(parts.count)), product_threads, plan.product_shared, kernel,
+         state, plan.work, product);
   if (parts.count > 1)
     launch(queue, dim3(tiles, tile * tile / entry_threads), entry_threads, 0, add_parts, state,
            plan.work, product);
@@ -918,8 +1043,8 @@ void update(const Queue& queue, const State& state, Plan plan, const Batch& batc
                block_threads, 0, statistics<decltype(element)>, state, work, batch, side,
                plan.slab_rows, again);
       });
-    launch(queue, blocks_for(state.columns(), 512), 512, 0, conclude, state, work, batch,
-           plan.slabs, again);
+    launch(queue, blocks_for(state.columns(), block_columns), conclude_threads, 0, conclude, state,
+           work, batch, plan.slabs, again);
   }
   const TileGrid squares = squares_of(state);
   launch(queue, unsigned(squares.size()), entry_threads, 0, move_scatter, state, squares, work);
@@ -1101,11 +1226,16 @@ std::int64_t column_bytes(const MomentsShape& shape) {
   return 4 * (shape.n_x + shape.n_y) * std::int64_t(sizeof(double)) + std::int64_t(sizeof(Totals));
 }
 
-int multiprocessors_of(int device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-        "cudaDeviceGetAttribute");
-  return count;
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+int multiprocessors_of(int device) { return attribute_of(device, cudaDevAttrMultiProcessorCount); }
+std::size_t product_shared_of(int device) {
+  const bool much = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin) >=
+                    int(warpgroup_product_shared);
+  return much ? warpgroup_product_shared : product_shared;
 }
 
 State shape_of(const MomentsShape& shape) {
@@ -1140,6 +1270,7 @@ struct Moments {
   }
 
   int device, multiprocessors;
+  std::size_t product_shared;
   std::unique_ptr<void, FreeDevice> columns, device_scatter;
   std::unique_ptr<void, FreeHost> host_scatter;
   std::unique_ptr<std::remove_pointer_t<cudaStream_t>, DestroyStream> stream;
@@ -1149,7 +1280,10 @@ struct Moments {
 };
 
 Moments::Moments(const MomentsShape& shape)
-    : device(shape.device), multiprocessors(multiprocessors_of(device)), state(shape_of(shape)) {
+    : device(shape.device),
+      multiprocessors(multiprocessors_of(device)),
+      product_shared(product_shared_of(device)),
+      state(shape_of(shape)) {
   const auto granted = [&](cudaError_t status, const char* call, const char* whose,
                            std::int64_t bytes) {
     if (status == cudaErrorMemoryAllocation) {
@@ -1240,10 +1374,10 @@ void add_rows(Moments& moments, const Queue& queue, const ArrayView* batches, co
   if (weights != nullptr) batch.selection.weights = selector(*weights);
   batch.selection.masked = mask != nullptr;
   batch.selection.weighted = weights != nullptr;
+  Plan plan = plan_update(state, batch.rows, batch.wide, moments.multiprocessors, most_rows);
+  plan.product_shared = moments.product_shared;
   moments.wait_on(queue);
-  update(queue, state,
-         plan_update(state, batch.rows, batch.wide, moments.multiprocessors, most_rows), batch,
-         moments.whole);
+  update(queue, state, plan, batch, moments.whole);
   moments.used_on(queue);
 }
 

@@ -42,39 +42,64 @@ namespace {
 
 // A pool of our own: that of the device is for its other users to set up. It keeps what a usual
 // call takes, as asking the system at every call costs more than many of them.
-cudaMemPool_t memory_pool() {
+struct MemoryPool {
+  cudaMemPool_t pool = nullptr;
+  cudaStream_t stream = nullptr;  // of what outlives a call; nothing else is queued on it
+};
+
+const MemoryPool& memory_pool() {
   constexpr std::uint64_t kept = std::uint64_t(1) << 29;
   static std::mutex mutex;
-  static auto& pools = *new std::map<int, cudaMemPool_t>;
+  static auto& pools = *new std::map<int, MemoryPool>;
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard lock(mutex);
-  cudaMemPool_t& pool = pools[device];
-  if (pool == nullptr) {
+  MemoryPool& out = pools[device];
+  if (out.stream == nullptr)
+    check(cudaStreamCreateWithFlags(&out.stream, cudaStreamNonBlocking),
+          "cudaStreamCreateWithFlags");
+  if (out.pool == nullptr) {
     cudaMemPoolProps properties{};
     properties.allocType = cudaMemAllocationTypePinned;
     properties.location = {cudaMemLocationTypeDevice, device};
-    check(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate");
+    check(cudaMemPoolCreate(&out.pool, &properties), "cudaMemPoolCreate");
     std::uint64_t threshold = kept;
-    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold),
+    check(cudaMemPoolSetAttribute(out.pool, cudaMemPoolAttrReleaseThreshold, &threshold),
           "cudaMemPoolSetAttribute");
   }
-  return pool;
+  return out;
+}
+
+void* allocate(std::int64_t bytes, cudaStream_t stream, const char* of) {
+  void* memory = nullptr;
+  const cudaError_t status =
+      cudaMallocFromPoolAsync(&memory, std::size_t(bytes), memory_pool().pool, stream);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error(Fault::out_of_memory, message("the device would not grant ", bytes, " bytes", of));
+  }
+  check(status, "cudaMallocFromPoolAsync");
+  return memory;
 }
 
 }  // namespace
 
 void* allocate_in_order(std::int64_t bytes, cudaStream_t stream) {
-  void* memory = nullptr;
-  const cudaError_t status =
-      cudaMallocFromPoolAsync(&memory, std::size_t(bytes), memory_pool(), stream);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    throw Error(Fault::out_of_memory,
-                message("the device would not grant ", bytes, " bytes of work space"));
-  }
-  check(status, "cudaMallocFromPoolAsync");
+  return allocate(bytes, stream, " of work space");
+}
+
+void* allocate_to_keep(std::int64_t bytes) {
+  if (bytes == 0) return nullptr;
+  const cudaStream_t stream = memory_pool().stream;
+  void* const memory = allocate(bytes, stream, "");
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   return memory;
+}
+
+void give_back(void* memory) {
+  if (memory == nullptr) return;
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  check(cudaFreeAsync(memory, memory_pool().stream), "cudaFreeAsync");
 }
 
 void grant_shared(const void* kernel, std::size_t bytes) {

@@ -57,6 +57,10 @@ void poll(const Queue& queue);
 /// In the order of the stream; Error(out_of_memory) names the bytes.
 void* allocate_in_order(std::int64_t bytes, cudaStream_t stream);
 
+/// For longer than a call, and for any stream: whoever used it last, giving it back waits for all.
+void* allocate_to_keep(std::int64_t bytes);
+void give_back(void* memory);
+
 /// Device memory for the time of a call, in the order of its stream: given back while the work that
 /// reads it may still be under way.
 template <class T>
@@ -156,10 +160,10 @@ inline unsigned blocks_for(std::int64_t count, std::int64_t per_block) {
   return unsigned(blocks < most ? blocks : most);
 }
 
-/// The block's dynamic shared memory, 16-byte aligned.
+/// The block's dynamic shared memory.
 #ifdef __CUDACC__
 __device__ inline unsigned char* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return memory;
 }
 #else

@@ -77,15 +77,20 @@ __device__ T block_sum(T x, T* scratch) {
   return sum;
 }
 
-// A warp for each strip of rows. (Maxima and minima come out the same in every order.)
+// Rows of a matrix that a warp scans.
+__host__ __device__ std::int64_t scanned_rows(std::int64_t n) { return n <= 256 ? strip : 1; }
+
+// A warp for some rows, or for a matrix; the results of several are put together where they were
+// zeros before. (Maxima and minima come out the same in every order.)
 __global__ void scan_kernel(Strided a, std::int64_t begin, std::int64_t count, Scan* scans) {
-  const std::int64_t n = a.columns, strips = strips_of(n);
+  const std::int64_t n = a.columns, rows = scanned_rows(n), units = (n + rows - 1) / rows;
   const std::int64_t unit = std::int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  if (unit >= count * strips) return;
-  const std::int64_t item = unit / strips, top = unit % strips * strip;
+  if (unit >= count * units) return;
+  const std::int64_t item = unit / units, top = unit % units * rows;
   const ScaledMatrix matrix(a, begin + item);
   unsigned long long largest = 0, bad = 0;
-  for (std::int64_t i = top; i < min(n, top + strip); ++i)
+  for (std::int64_t i = top; i < min(n, top + rows); ++i)
+#pragma unroll 4
     for (std::int64_t j = threadIdx.x; j <= i; j += warp) {
       const double x = fabs(matrix.raw(i, j));
       if (isfinite(x))
@@ -98,6 +103,10 @@ __global__ void scan_kernel(Strided a, std::int64_t begin, std::int64_t count, S
     bad = max(bad, __shfl_xor_sync(all_lanes, bad, step));
   }
   if (threadIdx.x != 0) return;
+  if (units == 1) {
+    scans[item] = {largest, bad};
+    return;
+  }
   atomicMax(&scans[item].largest, largest);
   if (bad != 0) atomicMax(&scans[item].bad, bad);
 }
@@ -197,7 +206,11 @@ __global__ void __launch_bounds__(256, 2)
 
   const std::int64_t item =
       in_block ? std::int64_t(blockIdx.x) : std::int64_t(blockIdx.x) * matrices + threadIdx.y;
-  if (item >= count || scans[item].bad != 0) return;
+  if (item >= count) return;
+  if (scans[item].bad != 0) {
+    if (group.thread == 0) info[item] = 0;  // it is not asked for
+    return;
+  }
   T* const s = memory + (in_block ? 0 : int(threadIdx.y) * layout.elements());
   T* const q = s + layout.matrix();
   T* const rotations = q + layout.matrix();
@@ -468,9 +481,9 @@ __global__ void conclude_kernel(std::int64_t count, std::int64_t k, std::int64_t
     verdict.orthogonality += part.orthogonality;
     verdict.norm += part.norm;
   }
-  verdict.residual = warp_sum(verdict.residual) / probes;
-  verdict.orthogonality = warp_sum(verdict.orthogonality) / probes;
-  verdict.norm = warp_sum(verdict.norm);
+  verdict.residual = sqrt(warp_sum(verdict.residual) / probes);
+  verdict.orthogonality = sqrt(warp_sum(verdict.orthogonality) / probes);
+  verdict.norm = sqrt(warp_sum(verdict.norm));
   const Scan scan = scans[item];
   verdict.exponent = exponent_of(scan);
   verdict.bad = scan.bad == 0 ? -1 : std::int64_t(~scan.bad);
@@ -668,8 +681,8 @@ void Solving<T>::climb(std::size_t rung, std::int64_t begin, std::int64_t count,
           throw Error(Fault::invalid_argument,
                       message("a: its eigenvalues exceed the range of ",
                               std::is_same_v<T, float> ? "float32; pass float64" : "float64"));
-        out_->residual[item] = std::ldexp(std::sqrt(verdict.residual), verdict.exponent);
-        out_->orthogonality_error[item] = std::sqrt(verdict.orthogonality);
+        out_->residual[item] = std::ldexp(verdict.residual, verdict.exponent);
+        out_->orthogonality_error[item] = verdict.orthogonality;
         out_->solved[item] = true;
         if (item == 0) out_->driver[driver.copy(out_->driver, sizeof out_->driver - 1)] = '\0';
         continue;
@@ -703,9 +716,10 @@ void Solving<T>::scan(std::int64_t begin, std::int64_t count) {
   constexpr int warps = 8;
   Scan* const scans = room(scans_, count);
   scanned_ = begin;
-  scans_.fill_bytes(0);
-  launch(queue_, blocks_for(count * strips_of(n_), warps), dim3(warp, warps), 0, scan_kernel, a_,
-         begin, count, scans);
+  const std::int64_t rows = scanned_rows(n_), units = (n_ + rows - 1) / rows;
+  if (units > 1) scans_.fill_bytes(0);
+  launch(queue_, blocks_for(count * units, warps), dim3(warp, warps), 0, scan_kernel, a_, begin,
+         count, scans);
 }
 
 template <class T>
@@ -753,7 +767,7 @@ std::string Solving<T>::jacobi(std::int64_t begin, std::int64_t count) {
   const auto bytes = std::size_t(JacobiLayout{int(n_)}.bytes(sizeof(T), matrices));
   launch(queue_, blocks_for(count, matrices), dim3(warp, in_block ? 8 : unsigned(matrices)), bytes,
          in_block ? jacobi_kernel<T, true> : jacobi_kernel<T, false>, a_, begin, count,
-         scans(begin), int(k_), plan_.sweeps, values(begin), vectors(begin), fresh_info(count));
+         scans(begin), int(k_), plan_.sweeps, values(begin), vectors(begin), room(info_, count));
   return {};
 }
 
@@ -903,12 +917,11 @@ std::string judge(const Verdict& verdict, std::int64_t n) {
   if (verdict.info != 0) return message("info = ", verdict.info);
   const double limit = 50 * double(n) * double(std::numeric_limits<T>::epsilon());
   // |A|_2 >= |A|_F / sqrt(n), and it is the largest |eigenvalue|, where all are known.
-  const double norm = std::max(std::sqrt(verdict.norm / double(n)), verdict.largest);
-  const double residual = std::sqrt(verdict.residual);
-  const double orthogonality = std::sqrt(verdict.orthogonality);
-  if (!(residual <= limit * norm)) return message("residual ", residual, " above ", limit * norm);
-  if (!(orthogonality <= limit))
-    return message("orthogonality error ", orthogonality, " above ", limit);
+  const double norm = std::max(verdict.norm / std::sqrt(double(n)), verdict.largest);
+  if (!(verdict.residual <= limit * norm))
+    return message("residual ", verdict.residual, " above ", limit * norm);
+  if (!(verdict.orthogonality <= limit))
+    return message("orthogonality error ", verdict.orthogonality, " above ", limit);
   return {};
 }
 

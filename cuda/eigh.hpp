@@ -69,8 +69,7 @@ inline EighPlan plan_for(std::int64_t n, std::int64_t k, std::int64_t batch, DTy
 
 /// What is known of one solved matrix, all of the matrix times 2^-exponent.
 struct Verdict {
-  /// Squares of Frobenius norms: of A V - V Lambda and V V^T - I, estimated with random signs, and
-  /// of A.
+  /// Frobenius norms: of A V - V Lambda and V V^T - I, estimated with random signs, and of A.
   double residual, orthogonality, norm;
   /// Of the eigenvalues' moduli.
   double largest;

@@ -390,17 +390,8 @@ void solve_open(const ArrayView& cost, const std::vector<std::int64_t>& open, bo
   }
 }
 
-// Problems [begin, end) of a batch with one leading axis.
-ArrayView part_of(const ArrayView& cost, std::int64_t begin, std::int64_t end) {
-  const std::int64_t shape[] = {end - begin, cost.shape()[1], cost.shape()[2]};
-  return ArrayView(cost.item(begin, 2).data(), cost.dtype(), shape, cost.strides(), cost.device());
-}
-
 LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions& options,
                                  const Context& context) {
-  // Costs of few digits have several optima: a look at some problems, before the others are solved
-  // twice.
-  constexpr std::int64_t looked_at = 256;
   const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
   LinearAssignment out = unsolved(cost, cost.device());
   const std::int64_t batch = out.columns.rows();
@@ -414,27 +405,16 @@ LinearAssignment solve_on_device(const ArrayView& cost, const AssignmentOptions&
   std::vector<cuda::Assigned> status(static_cast<std::size_t>(batch));
   std::vector<std::int64_t> row(status.size()), column(status.size()), open;
   cuda::Caller call(cost.device(), context);
-  const bool looks = !options.on_device && cost.rank() == 3 && batch > looked_at;
-  for (std::int64_t begin = 0, end = looks ? looked_at : batch; begin < batch;
-       begin = end, end = batch) {
-    const ArrayView costs = looks ? part_of(cost, begin, end) : cost;
-    const cuda::AssignmentProblem problem{&costs, options.maximize};
-    cuda::AssignmentOutput output{
-        out.columns.row(begin),  out.row_duals.row(begin), out.column_duals.row(begin),
-        out.cost.data() + begin, out.gap.data() + begin,   out.violation.data() + begin,
-        status.data() + begin,   row.data() + begin,       column.data() + begin};
-    call(cuda::backend().assign, &problem, &output);
-    for (std::int64_t b = begin; b < end; ++b) {
-      const cuda::Assigned found = status[std::size_t(b)];
-      if (found == cuda::Assigned::open) open.push_back(b);
-      if (found == cuda::Assigned::not_finite || found == cuda::Assigned::infeasible)
-        return solve_away(cost, options, "no answer", context);  // the CPU says where
-    }
-    if (end < batch && 2 * std::int64_t(open.size()) > end)
-      return solve_away(cost, options,
-                        message("solved on the CPU, as ", open.size(), " of the first ", end,
-                                " problems may have several optima"),
-                        context);
+  const cuda::AssignmentProblem problem{&cost, options.maximize};
+  cuda::AssignmentOutput output{out.columns.data(), out.row_duals.data(), out.column_duals.data(),
+                                out.cost.data(),    out.gap.data(),       out.violation.data(),
+                                status.data(),      row.data(),           column.data()};
+  call(cuda::backend().assign, &problem, &output);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const cuda::Assigned found = status[std::size_t(b)];
+    if (found == cuda::Assigned::open) open.push_back(b);
+    if (found == cuda::Assigned::not_finite || found == cuda::Assigned::infeasible)
+      return solve_away(cost, options, "no answer", context);  // the CPU says where
   }
   out.route.driver = "shortest augmenting paths (a warp or a block to each problem)";
   if (open.empty()) return out;

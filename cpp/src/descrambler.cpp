@@ -278,10 +278,18 @@ void check_problem(const Covariance& covariance, const Operator& op,
                                   *options.k, " of ", n, " are asked for"));
 }
 
-// Throws OutOfMemory where the system would not grant what a solution is said to take.
+// What a solution takes: the moment, which it is checked against; the eigenvectors, which become
+// the components; and the eigensolver's own, half of all for those that keep to k pairs.
+std::int64_t memory_taken(std::int64_t n, std::optional<std::int64_t> k, bool by_leading) {
+  const std::int64_t kept = k && *k < n ? *k + 1 : 0;
+  const std::int64_t numbers = (by_leading ? 2 : 4) * n * n + kept * n;
+  return std::int64_t(sizeof(double)) * (numbers + vectors_beside * n) + fixed_memory;
+}
+
+// Throws OutOfMemory where the system would not grant the least that a solution takes.
 void check_memory(std::int64_t n, std::optional<std::int64_t> k) {
   constexpr std::int64_t small = 1 << 20;
-  const std::int64_t bytes = descramble_memory(n, k);
+  const std::int64_t bytes = memory_taken(n, k, k && *k < n && cpu::leading_may_pay(n, *k + 1));
   if (bytes - fixed_memory < small) return;
   if (!can_have(bytes))
     throw OutOfMemory(message("descramble: cannot have the ", bytes, " bytes that n = ", n,
@@ -578,12 +586,7 @@ std::int64_t descramble_memory(std::int64_t n, std::optional<std::int64_t> k) {
   if (n < 1 || n > largest)
     throw InvalidArgument(message("n: got ", n, ", expected between 1 and ", largest));
   check_components(n, k);
-  // The moment, which the solution is checked against; the eigenvectors, which become the
-  // components; and the eigensolver's own.
-  const std::int64_t kept = k && *k < n ? *k + 1 : 0;
-  const std::int64_t numbers =
-      (kept > 0 && cpu::leading_may_pay(n, kept) ? 2 : 4) * n * n + kept * n;
-  return std::int64_t(sizeof(double)) * (numbers + vectors_beside * n) + fixed_memory;
+  return memory_taken(n, k, false);
 }
 
 Covariance preactivation_moment(const ArrayView& weight, const std::optional<ArrayView>& bias,

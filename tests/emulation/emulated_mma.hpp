@@ -8,6 +8,8 @@
 
 namespace descramble_fast::cuda {
 
+inline constexpr bool has_warpgroup_products = false;
+
 namespace emulated {
 
 inline float widened(__half, unsigned bits) { return __half2float({std::uint16_t(bits)}); }

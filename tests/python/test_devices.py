@@ -239,7 +239,7 @@ def test_integer_costs_are_exact_and_stay_where_they_are(put: Put) -> None:
 
 @on_cuda
 def test_the_way_of_integer_costs_is_in_the_route() -> None:
-    r = df.linear_assignment(_FROM_NUMPY(np.arange(9).reshape(3, 3)))
+    r = df.linear_assignment(_FROM_NUMPY(np.arange(4096).reshape(64, 64)))
     assert r.route.device == "cpu"
     assert r.route.fallbacks[0].startswith("cuda:0: ")
 
@@ -552,8 +552,7 @@ def test_problems_with_several_optima_are_solved_on_the_cpu() -> None:
     assert some.route.device == "cuda:0"
     assert "several optima" in some.route.fallbacks[0]
     most = df.linear_assignment(_FROM_NUMPY(np.round(3 * costs)))
-    assert most.route.device == "cpu"
-    assert "of the first" in most.route.fallbacks[0]
+    assert "several optima" in most.route.fallbacks[0]
     for result, solved in ((some, costs), (most, np.round(3 * costs))):
         here = df.linear_assignment(solved)
         assert np.array_equal(host(result.columns), here.columns)
@@ -567,7 +566,7 @@ def test_many_small_problems_go_to_the_device_and_few_do_not() -> None:
     costs = np.random.default_rng(0).random((4000, 8, 8)).astype(np.float32)
     many = df.linear_assignment(_FROM_NUMPY(costs))
     assert many.route.device == "cuda:0"
-    few = df.linear_assignment(_FROM_NUMPY(costs[:2]))
+    few = df.linear_assignment(_FROM_NUMPY(np.ones((2, 64, 64), dtype=np.float32)))
     assert few.route.device == "cpu"
     assert "faster" in few.route.fallbacks[0]
     assert np.array_equal(host(many.columns), df.linear_assignment(costs).columns)

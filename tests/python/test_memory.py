@@ -46,13 +46,30 @@ PREPARE = """
 """
 
 
-@pytest.mark.parametrize(("n", "k"), [(1024, 0), (2048, 0), (2048, 64), (2048, 700)])
-def test_the_memory_stated_is_kept(fresh_python: FreshPython, n: int, k: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "k", "least"), [(1024, 0, 0.6), (2048, 0, 0.6), (2048, 64, 0.3), (2048, 700, 0.6)]
+)
+def test_the_memory_stated_is_kept(
+    fresh_python: FreshPython, n: int, k: int, least: float
+) -> None:
     script = """
     print(peak_of(lambda: df.descramble(cov, k=k))[0], df.descramble_memory(n, k))
     """
     peak, stated = map(int, fresh_python(PREPARE + script, n, k).split())
-    assert 0.6 * stated <= peak <= stated
+    assert least * stated <= peak <= stated
+
+
+def test_the_memory_stated_is_kept_where_leading_pairs_lie_close(fresh_python: FreshPython) -> None:
+    script = """
+    x = np.random.default_rng(0).normal(size=(2 * n, n))
+    cov = df.Covariance.from_samples(x)
+    del x
+    peak, d = peak_of(lambda: df.descramble(cov, k=k))
+    print(peak, df.descramble_memory(n, k), d.route.driver)
+    """
+    peak, stated, driver = fresh_python(PREPARE + script, 1500, 1).split()
+    assert driver == "dsytrd"
+    assert int(peak) <= int(stated)
 
 
 def test_a_descrambler_is_used_without_an_n_by_n_matrix(fresh_python: FreshPython) -> None:
@@ -101,7 +118,7 @@ def test_the_memory_stated_grows_as_documented() -> None:
     matrix = 8 * 4096**2
     assert 4 * matrix < df.descramble_memory(4096) < 4.2 * matrix
     assert df.descramble_memory(4096, 4096) == df.descramble_memory(4096)
-    assert 2 * matrix < df.descramble_memory(4096, 32) < 2.2 * matrix
+    assert 4 * matrix < df.descramble_memory(4096, 32) < 4.2 * matrix
     assert df.descramble_memory(10**8) > 10**17
 
 

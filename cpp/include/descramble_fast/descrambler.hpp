@@ -181,7 +181,7 @@ class DESCRAMBLE_FAST_EXPORT MatrixDescrambler final : public Descrambler {
 ///
 /// Throws InvalidArgument (sizes, options, no samples, a mean that is needed and unknown, a moment
 /// that is not positive semidefinite or that overflows), BackendError (every eigensolver failed),
-/// and OutOfMemory before any work where the system would not grant descramble_memory.
+/// and OutOfMemory before any work where the system would not grant the least of descramble_memory.
 DESCRAMBLE_FAST_EXPORT SmoothnessDescrambler descramble(const Covariance& covariance,
                                                         const Operator& op,
                                                         const DescrambleOptions& options = {},
@@ -195,8 +195,9 @@ DESCRAMBLE_FAST_EXPORT std::vector<SmoothnessDescrambler> descramble_many(
 
 /// The most memory in bytes, result included, that descramble takes beside the covariance of n
 /// features and the operator, where no eigensolver fails: with all components 32 n^2, with k of
-/// them 8 k n more, or 16 n^2 + 8 k n from n = 1024 on where k < n / 32, and little else. A
-/// reference adds 8 n^2; nearest matrices where eigenvalues repeat take more.
+/// them 8 k n more, and little else. From n = 1024 on, where k < n / 32, as little as half suffices
+/// unless the leading eigenvalues lie too close. A reference adds 8 n^2; nearest matrices where
+/// eigenvalues repeat take more.
 DESCRAMBLE_FAST_EXPORT std::int64_t descramble_memory(std::int64_t n,
                                                       std::optional<std::int64_t> k = {});
 
