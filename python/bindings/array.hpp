@@ -3,9 +3,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -96,9 +98,18 @@ py::object to_python(Matrix<T> matrix) {
 /// The shape of a view, as NumPy wants it.
 std::vector<py::ssize_t> shape_of(const ArrayView& view);
 
+/// A copy, of the shape given. Not by a constructor of array_t: those that copy do not notice where
+/// there is no memory.
+template <class T>
+py::array_t<T> vector_to_numpy(std::span<const T> values, std::vector<py::ssize_t> shape) {
+  py::array_t<T> out(std::move(shape));
+  std::ranges::copy(values, out.mutable_data());
+  return out;
+}
+
 template <class T>
 py::array_t<T> vector_to_numpy(std::span<const T> values) {
-  return py::array_t<T>(py::ssize_t(values.size()), values.data());
+  return vector_to_numpy(values, {py::ssize_t(values.size())});
 }
 
 void bind_assignment(py::module_& module);

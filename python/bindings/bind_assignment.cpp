@@ -22,7 +22,7 @@ Assigned assigned(LinearAssignment result, const ArrayView& cost) {
     return shape;
   };
   const auto per_problem = [&](const std::vector<double>& numbers) {
-    return py::array_t<double>(batch, numbers.data());
+    return vector_to_numpy(std::span<const double>(numbers), batch);
   };
   const std::int64_t n = result.columns.columns(), m = result.column_duals.columns();
   return py::make_tuple(to_python(std::move(result.columns), with(n)), per_problem(result.cost),

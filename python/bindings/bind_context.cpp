@@ -22,6 +22,9 @@ void bind_context(py::module_& module) {
       py::set_error(backend_error.get_stored(), e.what());
     } catch (const TypeError& e) {
       py::set_error(PyExc_TypeError, e.what());
+    } catch (const py::cast_error&) {
+      // Where Python has no memory for a number in a result, that is said already.
+      if (!PyErr_Occurred() || !PyErr_ExceptionMatches(PyExc_MemoryError)) throw;
     }
   });
 

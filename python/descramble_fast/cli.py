@@ -360,10 +360,10 @@ def _stop_requests() -> Iterator[list[int]]:
         seen.append(number)
         signal.signal(number, before[number])
 
-    before = {
-        int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, note)
         yield seen
     except runs.Stopped:
         click.echo("Error: stopped; the same command goes on where this one was", err=True)

@@ -114,6 +114,16 @@ TEST_F(Cgroup, AContainerSeesItsPartOfAHierarchy) {
   EXPECT_EQ(cgroup_cpus(root_), 2);
 }
 
+TEST_F(Cgroup, NoMoreIsGrantedThanTheMachineHas) {
+  write("/proc/meminfo", "MemTotal: 100 kB\nMemAvailable: 3 kB\nSwapFree: 2 kB\n");
+  EXPECT_EQ(cgroup_memory(root_), 5 * 1024);
+  version_2("/");
+  write("/sys/fs/cgroup/memory.max", "1000000");
+  EXPECT_EQ(cgroup_memory(root_), 5 * 1024);
+  write("/sys/fs/cgroup/memory.max", "1000");
+  EXPECT_EQ(cgroup_memory(root_), 1000 + 2 * 1024);
+}
+
 TEST_F(Cgroup, SwapCountsAsFarAsItMayBeTaken) {
   write("/proc/meminfo", "SwapFree: 2 kB\n");
   version_2("/");

@@ -49,9 +49,7 @@ PREPARE = """
 @pytest.mark.parametrize(
     ("n", "k", "least"), [(1024, 0, 0.6), (2048, 0, 0.6), (2048, 64, 0.3), (2048, 700, 0.6)]
 )
-def test_the_memory_stated_is_kept(
-    fresh_python: FreshPython, n: int, k: int, least: float
-) -> None:
+def test_the_memory_stated_is_kept(fresh_python: FreshPython, n: int, k: int, least: float) -> None:
     script = """
     print(peak_of(lambda: df.descramble(cov, k=k))[0], df.descramble_memory(n, k))
     """
@@ -112,6 +110,25 @@ def test_memory_that_cannot_be_had_is_refused_before_any_work(fresh_python: Fres
     assert f"{df.descramble_memory(n)} bytes" in refusal
     assert in_time == "True"
     assert after == f"True {n}"
+
+
+def test_a_state_that_memory_does_not_hold_is_a_memory_error(fresh_python: FreshPython) -> None:
+    script = """
+    import resource
+
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # large arrays ask the system each time
+    large, said = moments(n), set()
+    for room in (2**k for k in range(10, 23)):
+        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize:") + room, resource.RLIM_INFINITY))
+        try:
+            large._core.state()
+            said.add("whole")
+        except Exception as error:
+            said.add(type(error).__name__)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(sorted(said))
+    """
+    assert fresh_python(PREPARE + script, 300, 0).strip() == "['MemoryError', 'whole']"
 
 
 def test_the_memory_stated_grows_as_documented() -> None:

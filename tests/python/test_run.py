@@ -234,11 +234,11 @@ def test_sources_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, An
     np.save(tmp_path / "x.npy", samples(rows=6))
     run_well(tmp_path / "x.npy", "--output", out)
     path = run.moments_path(out / "moments", "x")
-    (source,) = run.read_sources(path)
-    sources = json.dumps([{**vars(source), **change}])
+    (said,) = run.read_sources(path)
+    sources = json.dumps([{**vars(said), **change}])
     df.Covariance.load(path)._save(path, {"sources": sources})
-    for arguments in (("run", out), ("run", tmp_path / "x.npy", "--output", out)):
-        assert "cannot be of Source" in refused(*arguments)
+    for source, to in ((out, tmp_path / "other"), (tmp_path / "x.npy", out)):
+        assert "cannot be of Source" in refused("run", source, "--output", to)
 
 
 def test_more_rows_than_a_source_has_were_not_read(tmp_path: Path) -> None:

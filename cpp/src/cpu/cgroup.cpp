@@ -111,8 +111,11 @@ int cgroup_cpus(const std::string& root) {
 }
 
 std::int64_t cgroup_memory(const std::string& root) {
-  const double swap = 1024 * number_of(root + "/proc/meminfo", "SwapFree:");
+  const std::string machine = root + "/proc/meminfo";
+  const double swap = 1024 * number_of(machine, "SwapFree:");
   double least = double(unlimited);
+  if (const double available = 1024 * number_of(machine, "MemAvailable:"); available > 0)
+    least = available + swap;
   for (const std::string& folder : folders(root, "")) {
     const std::optional<double> limit = number_in(folder + "/memory.max");
     if (!limit) continue;

@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <string>
 
-/// What the control groups of this process grant: its own and every one above it that can be seen,
-/// of version 1 and of version 2. `root` stands before every path that is read.
+/// What the machine and the control groups of this process grant: its own and every one above it
+/// that can be seen, of version 1 and of version 2. `root` stands before every path that is read.
 namespace descramble_fast::cpu {
 
 /// CPUs' worth of time, rounded up; 0 where there is no quota.
