@@ -140,9 +140,14 @@ class StoredArray:
 
     @property
     def element(self) -> np.dtype[Any]:
-        """Its element type in NumPy; FileError where a package is missing for that."""
+        """Its element type in NumPy; FileError where there is none, or a package is missing."""
         if self.dtype != "BF16":
-            return np.dtype(self.dtype)
+            try:
+                return np.dtype(self.dtype)
+            except TypeError:  # NumPy does not read all the names that it gives
+                raise FileError(
+                    f"{self.path}: {self.name} is {self.dtype}, expected numbers"
+                ) from None
         try:
             import ml_dtypes
         except ModuleNotFoundError:

@@ -204,9 +204,12 @@ def complete(tally: Tally) -> None:
 
 
 def each(tally: Tally, long: bool, of: Callable[[Tally, str, Call, int], None], more: int) -> None:
-    """Go through the register; in the long part each call in a process of its own."""
+    """Go through the register; in the long part each call in a process of its own.
+
+    But not where torch's process group is needed, whose threads a fork does not have.
+    """
     for name, call in CALLS.items():
-        if long and hasattr(os, "fork"):
+        if long and hasattr(os, "fork") and "all_reduce" not in name:
             apart(tally, name, lambda t, n=name, c=call: of(t, n, c, more))
         else:
             of(tally, name, call, 0)

@@ -218,6 +218,14 @@ def test_arrays_without_elements_are_read(
     assert open_arrays(path).arrays["array"].read().shape == shape
 
 
+def test_an_element_type_whose_name_numpy_does_not_read_is_refused(tmp_path: Path) -> None:
+    header = b"{'descr': '<V1000000000', 'fortran_order': False, 'shape': (0,), }".ljust(117)
+    content = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + header + b"\n"
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(FileError, match="array is void8000000000, expected numbers"):
+        open_arrays(tmp_path / "x.npy").arrays["array"].read()
+
+
 def test_an_impossible_shape_without_elements_is_refused(tmp_path: Path) -> None:
     header = b'{"x":{"dtype":"F64","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}}'
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
