@@ -633,18 +633,18 @@ __device__ void fetch(std::uint16_t* stage, const Operand16& from, std::int64_t 
   }
 }
 
-__device__ void multiply_add(BFloat16, float (&d)[4], const unsigned (&a)[4],
-                             const unsigned (&b)[2]) {
+[[maybe_unused]] __device__ void multiply_add(BFloat16, float (&d)[4], const unsigned (&a)[4],
+                                              const unsigned (&b)[2]) {
   mma_bf16(d, a, b);
 }
-__device__ void multiply_add(Float16, float (&d)[4], const unsigned (&a)[4],
-                             const unsigned (&b)[2]) {
+[[maybe_unused]] __device__ void multiply_add(Float16, float (&d)[4], const unsigned (&a)[4],
+                                              const unsigned (&b)[2]) {
   mma_f16(d, a, b);
 }
 
 // Rows that a warp's tensor cores sum. They cut off what they add, where float rounds, and what is
 // cut off of sums of one sign adds up.
-constexpr int cut_rows = 32;
+[[maybe_unused]] constexpr int cut_rows = 32;
 
 // Which planes are multiplied: two bits for each product, from the lowest on. Of split numbers
 // small products come first, so that few of them meet a large sum.

@@ -5,6 +5,8 @@ Numbers are small multiples of 1/4: every element type holds them, so one oracle
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable
 from itertools import permutations
@@ -59,6 +61,7 @@ MOMENT = LAPLACIAN + np.eye(N)
 WEIGHTS, MASK = np.arange(ROWS) / 4.0, np.arange(ROWS) % 3 > 0
 ORDER = np.array([3, 0, 5, 1, 4, 2])
 FOLDER = Path(tempfile.mkdtemp(prefix="drill-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 DENSE = host(df.operators.fourier(N).apply(np.eye(N)))
 
 

@@ -6,9 +6,11 @@ arrived, on the clock that all processes share.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -324,7 +326,9 @@ def stability() -> Work:
 @solve
 def save() -> Work:
     covs = [df.Covariance.from_samples(normal(10, 4000)) for _ in range(2)]
-    path = Path(tempfile.mkdtemp(prefix="drill-")) / "state.safetensors"
+    folder = tempfile.mkdtemp(prefix="drill-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "state.safetensors"
     states = [cov.second_moment().tobytes() for cov in covs]
 
     def work() -> bytes:
