@@ -302,9 +302,10 @@ void each_group(const Matrix<double>& rows, const Context& context, const Callab
   const std::int64_t group = std::max<std::int64_t>(1, threaded_work / rows.columns());
   const int threads =
       std::int64_t(rows.values().size()) < threaded_work ? 1 : cpu::threads_of(context);
-  cpu::parallel_for(threads, (rows.rows() + group - 1) / group, [&](std::int64_t g) {
+  const auto one = [&](std::int64_t g) {
     body(g * group, std::min(group, rows.rows() - g * group));
-  });
+  };
+  cpu::parallel_for(threads, (rows.rows() + group - 1) / group, one, context.poll);
 }
 
 void add_to_rows(double sign, std::span<const double> vector, Matrix<double>& rows,
@@ -431,15 +432,16 @@ Matrix<double> synthesized(const SmoothnessDescrambler& d, Matrix<double> coeffi
 }  // namespace
 
 Matrix<double> SmoothnessDescrambler::forward(Matrix<double> rows, const Context& context) const {
-  return synthesized(*this, cpu::times_transposed(rows, components, cpu::threads_of(context)),
-                     context);
+  return synthesized(
+      *this, cpu::times_transposed(rows, components, cpu::threads_of(context), context.poll),
+      context);
 }
 
 Matrix<double> SmoothnessDescrambler::backward(Matrix<double> rows, const Context& context) const {
   op.analyze(rows.values(), context);
   if (components.rows() != size()) rows = resized(rows, components.rows());
   rotate(rotations, true, rows, context);
-  return cpu::times(rows, components, cpu::threads_of(context));
+  return cpu::times(rows, components, cpu::threads_of(context), context.poll);
 }
 
 namespace {
@@ -513,11 +515,11 @@ Matrix<double> SmoothnessDescrambler::modes() const {
 }
 
 Matrix<double> MatrixDescrambler::forward(Matrix<double> rows, const Context& context) const {
-  return cpu::times_transposed(rows, p_, cpu::threads_of(context));
+  return cpu::times_transposed(rows, p_, cpu::threads_of(context), context.poll);
 }
 
 Matrix<double> MatrixDescrambler::backward(Matrix<double> rows, const Context& context) const {
-  return cpu::times(rows, p_, cpu::threads_of(context));
+  return cpu::times(rows, p_, cpu::threads_of(context), context.poll);
 }
 
 SmoothnessDescrambler descramble(const Covariance& covariance, const Operator& op,

@@ -12,7 +12,7 @@ namespace descramble_fast::python {
 
 void bind_convolution(py::module_& module) {
   py::class_<ConvolutionDescrambler, Descrambler>(module, "ConvolutionDescrambler")
-      .def_readonly("operator", &ConvolutionDescrambler::op)
+      .def_property_readonly("operator", [](const ConvolutionDescrambler& self) { return self.op; })
       .def_readonly("cost_error", &ConvolutionDescrambler::cost_error)
       .def("eigenvalues",
            [](const ConvolutionDescrambler& self) {

@@ -91,10 +91,14 @@ std::vector<double> vector_of(const py::array_t<double, py::array::c_style>& arr
 
 void bind_covariance(py::module_& module) {
   py::class_<SharedCovariance>(module, "Covariance")
-      .def(py::init([](std::int64_t n, const std::optional<std::string>& device, bool offload) {
-             return owned<SharedCovariance>(Covariance(n, place_of(device, offload)));
-           }),
-           py::arg("n_features"), py::arg("device") = py::none(), py::arg("offload") = false)
+      // No constructor: where pybind11 has no memory to register what one makes, it ends the
+      // process.
+      .def_static(
+          "empty",
+          [](std::int64_t n, const std::optional<std::string>& device, bool offload) {
+            return owned<SharedCovariance>(Covariance(n, place_of(device, offload)));
+          },
+          py::arg("n_features"), py::arg("device") = py::none(), py::arg("offload") = false)
       .def(
           "update",
           [](SharedCovariance& self, const py::object& batch, const std::optional<py::object>& mask,
@@ -224,12 +228,14 @@ void bind_covariance(py::module_& module) {
       "Bytes on a CUDA device: of an accumulator, and beside it while an update runs.");
 
   py::class_<SharedCross>(module, "CrossCovariance")
-      .def(py::init([](std::int64_t n_x, std::int64_t n_y, const std::optional<std::string>& device,
-                       bool offload) {
-             return owned<SharedCross>(CrossCovariance(n_x, n_y, place_of(device, offload)));
-           }),
-           py::arg("n_x"), py::arg("n_y"), py::arg("device") = py::none(),
-           py::arg("offload") = false)
+      .def_static(
+          "empty",
+          [](std::int64_t n_x, std::int64_t n_y, const std::optional<std::string>& device,
+             bool offload) {
+            return owned<SharedCross>(CrossCovariance(n_x, n_y, place_of(device, offload)));
+          },
+          py::arg("n_x"), py::arg("n_y"), py::arg("device") = py::none(),
+          py::arg("offload") = false)
       .def(
           "update",
           [](SharedCross& self, const py::object& x, const py::object& y,

@@ -52,7 +52,8 @@ void bind_descrambler(py::module_& module) {
       .def_readonly("initial_cost", &Descrambler::initial_cost)
       .def_readonly("bound", &Descrambler::bound)
       .def_readonly("orthogonality_error", &Descrambler::orthogonality_error)
-      .def_readonly("route", &Descrambler::route)
+      // Copies: where pybind11 has no memory to note whom a part keeps alive, it ends the process.
+      .def_property_readonly("route", [](const Descrambler& self) { return self.route; })
       .def("matrix",
            [](const Descrambler& self) {
              return to_python(without_gil([&] { return self.matrix(); }));
@@ -95,7 +96,7 @@ void bind_descrambler(py::module_& module) {
 
   py::class_<SmoothnessDescrambler, Descrambler>(module, "SmoothnessDescrambler")
       .def_readonly("cost_error", &SmoothnessDescrambler::cost_error)
-      .def_readonly("gauge", &SmoothnessDescrambler::gauge)
+      .def_property_readonly("gauge", [](const SmoothnessDescrambler& self) { return self.gauge; })
       .def("eigenvalues",
            [](const SmoothnessDescrambler& self) {
              return vector_to_numpy(std::span<const double>(self.eigenvalues));

@@ -99,7 +99,9 @@ class Covariance:
     """
 
     def __init__(self, n_features: int, device: str | None = None, offload: bool = False) -> None:
-        self._core = _core.Covariance(integer("n_features", n_features), *_place(device, offload))
+        self._core = _core.Covariance.empty(
+            integer("n_features", n_features), *_place(device, offload)
+        )
         self._kind = Kind()
         self._input_dtypes: frozenset[str] = frozenset()
         self._last_dtype: Any = None
@@ -494,7 +496,7 @@ class CrossCovariance:
     def __init__(
         self, n_x: int, n_y: int, device: str | None = None, offload: bool = False
     ) -> None:
-        self._core = _core.CrossCovariance(
+        self._core = _core.CrossCovariance.empty(
             integer("n_x", n_x), integer("n_y", n_y), *_place(device, offload)
         )
         self._kind = Kind()

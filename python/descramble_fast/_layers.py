@@ -276,6 +276,8 @@ def _ordered(layer: Layer, operator: Operator | None, seed: int, seconds: float 
         )
     except (ValueError, RuntimeError, MemoryError) as error:
         return replace(layer, notes=(*layer.notes, f"no order: {error}"))
+    if order.stopped == "interrupted":  # which is meant for all that is under way
+        raise KeyboardInterrupt
     return replace(layer, order=order)
 
 

@@ -121,8 +121,9 @@ def refusals(tally: Tally, name: str, call: Call, pairs: int) -> None:
     }
     trials = [((one, *bad),) for one, several in table.items() for bad in several]
     rng = np.random.default_rng(0)
-    for _ in range(pairs if len(table) > 1 else 0):
-        two = rng.choice(list(table), 2, replace=False)
+    several = [one for one, wrong_ones in table.items() if wrong_ones]
+    for _ in range(pairs if len(several) > 1 else 0):
+        two = rng.choice(several, 2, replace=False)
         trials.append(
             tuple((str(o), *table[str(o)][rng.integers(len(table[str(o)]))]) for o in two)
         )

@@ -269,7 +269,7 @@ def handed_on(tally: Tally, threads: int, each: int) -> None:
 def threads(tally: Tally, long: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         own_objects(tally, 400 if long else 48, 12 if long else 1)
-        one_object(tally, 200 if long else 24, 1500 if long else 25, Path(folder))
+        one_object(tally, 200 if long else 24, 400 if long else 25, Path(folder))
     cycles(tally, 60 if long else 12, 200 if long else 32, 1000 if long else 12)
     handed_on(tally, 100 if long else 8, 200 if long else 5)
     tally.figures["threads at once"] = "400" if long else "48"

@@ -345,7 +345,7 @@ def memory_groups(tally: Tally, long: bool) -> None:
     for nested in (False, True):
         for n, megabytes, expected in (
             (1600, 120, "refused"),
-            (2400, 250, "refused"),
+            (2400, 200, "refused"),
             (1600, 600, "solved"),
         ):
             with group(MEMORY, nested) as outer:

@@ -371,7 +371,7 @@ def torch_model() -> Work:
         finally:
             if any(part._forward_hooks or part._forward_pre_hooks for part in net.modules()):
                 raise RuntimeError("hooks were left in the model")
-        return [layer.descrambler.cost for layer in found]
+        return [layer.descrambler.cost for layer in found.values()]
 
     return work
 

@@ -54,7 +54,8 @@ class DESCRAMBLE_FAST_EXPORT Operator {
   /// x -> L x in place, on consecutive rows of n doubles on the CPU.
   ///
   /// A row takes O(n log n) by a fast transform, O(n^2) by an operator from_matrix(); in a grid its
-  /// axes take as much each. Throws InvalidArgument where the size is no multiple of n.
+  /// axes take as much each. Throws InvalidArgument where the size is no multiple of n. Where the
+  /// context's poll throws, some rows are done and others are not.
   void apply(std::span<double> rows, const Context& context = {}) const;
   /// x -> T^T x, as apply().
   void analyze(std::span<double> rows, const Context& context = {}) const;

@@ -40,10 +40,11 @@ Matrix<double> widen_rows(const ArrayView& a, const Context& context) {
   const std::int64_t rows = a.rows();
   Matrix<double> out(rows, a.columns());
   const int threads = a.size() < 1 << 15 ? 1 : threads_of(context);
-  parallel_for(threads, (rows + group - 1) / group, [&](std::int64_t g) {
+  const auto widen_group = [&](std::int64_t g) {
     for (std::int64_t r = g * group; r < std::min(rows, (g + 1) * group); ++r)
       widen_row(a, r, out.row(r));
-  });
+  };
+  parallel_for(threads, (rows + group - 1) / group, widen_group, context.poll);
   return out;
 }
 

@@ -26,16 +26,17 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 // so that the thread count cannot matter: tall enough for what is packed to be used often.
 template <class Callable>
 void each_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads,
-               const Callable& body) {
+               const std::function<void()>& poll, const Callable& body) {
   const std::int64_t height = columns <= 512 ? 128 : 512;
   const std::int64_t width = rows * columns < 1 << 21 ? 512 : 1024;
   const std::int64_t across = ceil_div(columns, width);
   const bool small = rows * columns * depth < 1 << 18;
   const SingleBlasThread guard;
-  parallel_for(small ? 1 : threads, ceil_div(rows, height) * across, [&](std::int64_t t) {
+  const auto tile = [&](std::int64_t t) {
     const std::int64_t row = t / across * height, column = t % across * width;
     body(row, std::min(height, rows - row), column, std::min(width, columns - column));
-  });
+  };
+  parallel_for(small ? 1 : threads, ceil_div(rows, height) * across, tile, poll);
 }
 
 // Columns [first, n) of u and rows [first, n) of vt span the singular directions of both sides.
@@ -58,10 +59,11 @@ Matrix<double> completion(const Matrix<double>& u, const Matrix<double>& vt, std
 
 }  // namespace
 
-Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b, int threads) {
+Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b, int threads,
+                                const std::function<void()>& poll) {
   const std::int64_t n = x.columns(), k = b.rows();
   Matrix<double> out(x.rows(), k);
-  each_tile(x.rows(), k, n, threads,
+  each_tile(x.rows(), k, n, threads, poll,
             [&](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
               gemm('N', 'T', rows, columns, n, 1, x.row(row), n, b.row(column), n, 0,
                    out.row(row) + column, k);
@@ -69,10 +71,11 @@ Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b
   return out;
 }
 
-Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads) {
+Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads,
+                     const std::function<void()>& poll) {
   const std::int64_t k = x.columns(), n = b.columns();
   Matrix<double> out(x.rows(), n);
-  each_tile(x.rows(), n, k, threads,
+  each_tile(x.rows(), n, k, threads, poll,
             [&](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
               gemm('N', 'N', rows, columns, k, 1, x.row(row), k, b.data() + column, n, 0,
                    out.row(row) + column, n);

@@ -1,16 +1,19 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "descramble_fast/view.hpp"
 
 namespace descramble_fast::cpu {
 
 /// X B^T for X (r, n), B (k, n).
-Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b, int threads);
+Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b, int threads,
+                                const std::function<void()>& poll = {});
 
 /// X B for X (r, k), B (k, n).
-Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads);
+Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads,
+                     const std::function<void()>& poll = {});
 
 Matrix<double> transposed(const Matrix<double>& x, int threads = 1);
 

@@ -533,9 +533,10 @@ void each_group(const Operator::Impl& op, std::span<double> rows, const Context&
   const std::int64_t n = op.size(), count = std::int64_t(rows.size()) / n;
   const std::int64_t group = std::max(op.bundle, group_work / n / op.bundle * op.bundle);
   const int threads = std::int64_t(rows.size()) < threaded_work ? 1 : threads_of(context);
-  parallel_for(threads, (count + group - 1) / group, [&](std::int64_t g) {
+  const auto one = [&](std::int64_t g) {
     body(rows.data() + g * group * n, std::min(group, count - g * group));
-  });
+  };
+  parallel_for(threads, (count + group - 1) / group, one, context.poll);
 }
 
 }  // namespace

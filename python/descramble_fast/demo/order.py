@@ -104,6 +104,8 @@ def find_order(weights: Weights, moments: df.Covariance) -> NeuronOrder:
     operator = df.operators.difference(len(weights.W1), 1, "path")
     start = time.perf_counter()
     found = df.descramble_permutation(moments, operator=operator)
+    if found.stopped == "interrupted":
+        raise KeyboardInterrupt
     milliseconds = 1e3 * (time.perf_counter() - start)
     layer = df.apply_permutation(found, weights.W1, W_next=weights.W2)
     C = moments.second_moment()

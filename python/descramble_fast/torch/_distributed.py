@@ -210,7 +210,7 @@ def _sum(
     weight, total = weights[ranks.rank], sum(weights)
     with ranks.together():
         if total == 0:
-            return _core.Covariance(n) if cov is None else cov._core
+            return _core.Covariance.empty(n) if cov is None else cov._core
         if cov is not None and weight > 0:
             *_, reference, offset, scatter = cov._core.state()
         else:
