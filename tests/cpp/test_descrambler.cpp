@@ -55,6 +55,21 @@ double distance(const Matrix<double>& a, const Matrix<double>& b) {
   return std::sqrt(sum);
 }
 
+TEST(Descrambler, TransformsCanBeCancelled) {
+  struct Cancelled {};
+  const Matrix<double> x = gaussian(4000, 96, 1);
+  const SmoothnessDescrambler d = descramble(moments(96, 200, 2), Operator::fourier(96));
+  for (const int threads : {1, 2}) {
+    const Context context{.threads = threads, .poll = [] { throw Cancelled(); }};
+    EXPECT_THROW(d.transform(x.view(), context), Cancelled);
+    EXPECT_THROW(d.inverse_transform(x.view(), context), Cancelled);
+    int polls = 0;  // in each of the steps
+    const Context counting{.threads = threads, .poll = [&] { ++polls; }};
+    d.transform(x.view(), counting);
+    EXPECT_GE(polls, 3);
+  }
+}
+
 TEST(Descrambler, ReachesItsStatedCostAndNothingBeatsIt) {
   for (const std::int64_t n : {1, 2, 5, 8, 33, 64}) {
     const Operator op = Operator::fourier(n);

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -867,6 +868,24 @@ def test_killed_while_it_discards_it_is_not_finished(
     assert "finish" in refused("merge", tmp_path / "merged", tmp_path / "out")
     run_well(*arguments)
     assert invoke("merge", tmp_path / "merged", tmp_path / "out").exit_code == 0
+
+
+def test_ctrl_c_in_a_search_for_an_order_ends_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "x.npz", a=samples(), b=samples(seed=1))
+    searched = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        searched.append(arguments)
+        return replace(df.descramble_permutation(*arguments, **options), stopped="interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("descramble_fast._layers.descramble_permutation", interrupted)
+        result = invoke("run", tmp_path / "x.npz", "--order", "--output", tmp_path / "out")
+    assert result.exit_code != 0 and len(searched) == 1
+    assert not (tmp_path / "out" / "report.html").exists()
+    run_well(tmp_path / "x.npz", "--order", "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["npz", "deflated", "fortran", "zarr"])
