@@ -182,40 +182,58 @@ __global__ void __launch_bounds__(block_threads)
   unsigned long long bad = nowhere;
   const std::int64_t begin = std::int64_t(blockIdx.y) * slab_rows;
   const std::int64_t end = min(batch.rows, begin + slab_rows);
-  for (std::int64_t first = begin; first < end; first += block_threads) {
-    __syncthreads();
-    weights[threadIdx.x] = 0;
-    if (const std::int64_t row = first + threadIdx.x; row < end) {
-      double w = weight_of(batch.selection, row);
-      if (!is_weight(w)) {
-        if (weighs) atomicMin(&work.decision->bad_weight, static_cast<unsigned long long>(row));
-        w = 0;
-      }
-      weights[threadIdx.x] = w;
-      offsets[threadIdx.x] = row_offset(side, row);
-      slab_weight += w;
-      slab_count += w > 0;
-    }
-    __syncthreads();
-    const int rows = int(min(std::int64_t(block_threads), end - first));
-    if (!inside) continue;
-    constexpr int at_once = 8;  // loads under way; rows beyond the last weigh nothing
-    for (int next = lane; next < rows; next += at_once * block_lanes) {
+  const auto take = [&](double w, T element, std::int64_t row) {
+    const double x = widen(element), y = w > 0 ? (x - reference) - remainder : 0;
+    if (!isfinite(x)) bad = min(bad, static_cast<unsigned long long>(row));
+    sum += w * y;
+    square += (w * y) * y;
+    largest = max(largest, fabs(y));
+  };
+  constexpr int at_once = 8;  // loads under way
+  if (!batch.selection.masked && !batch.selection.weighted && side.rank <= 2) {
+    if (threadIdx.x == 0) slab_weight = double(slab_count = end - begin);
+    const std::int64_t stride = side.rank == 2 ? side.strides[0] : 0, step = block_lanes * stride;
+    std::int64_t row = begin + lane;
+    const T* at = data + row * stride;
+    for (; inside && row + (at_once - 1) * block_lanes < end; row += at_once * block_lanes) {
       T elements[at_once];
 #pragma unroll
-      for (int k = 0; k < at_once; ++k) {
-        const int i = next + k * block_lanes;
-        elements[k] = weights[i] > 0 ? data[offsets[i]] : T{};
-      }
+      for (int k = 0; k < at_once; ++k, at += step) elements[k] = *at;
 #pragma unroll
-      for (int k = 0; k < at_once; ++k) {
-        const int i = next + k * block_lanes;
-        const double w = weights[i], x = widen(elements[k]);
-        const double y = w > 0 ? (x - reference) - remainder : 0;
-        if (!isfinite(x)) bad = min(bad, static_cast<unsigned long long>(first + i));
-        sum += w * y;
-        square += (w * y) * y;
-        largest = max(largest, fabs(y));
+      for (int k = 0; k < at_once; ++k) take(1, elements[k], row + k * block_lanes);
+    }
+    for (; inside && row < end; row += block_lanes, at += step) take(1, *at, row);
+  } else {
+    for (std::int64_t first = begin; first < end; first += block_threads) {
+      __syncthreads();
+      weights[threadIdx.x] = 0;
+      if (const std::int64_t row = first + threadIdx.x; row < end) {
+        double w = weight_of(batch.selection, row);
+        if (!is_weight(w)) {
+          if (weighs) atomicMin(&work.decision->bad_weight, static_cast<unsigned long long>(row));
+          w = 0;
+        }
+        weights[threadIdx.x] = w;
+        offsets[threadIdx.x] = row_offset(side, row);
+        slab_weight += w;
+        slab_count += w > 0;
+      }
+      __syncthreads();
+      const int rows = int(min(std::int64_t(block_threads), end - first));
+      if (!inside) continue;
+      // Rows beyond the last weigh nothing.
+      for (int next = lane; next < rows; next += at_once * block_lanes) {
+        T elements[at_once];
+#pragma unroll
+        for (int k = 0; k < at_once; ++k) {
+          const int i = next + k * block_lanes;
+          elements[k] = weights[i] > 0 ? data[offsets[i]] : T{};
+        }
+#pragma unroll
+        for (int k = 0; k < at_once; ++k) {
+          const int i = next + k * block_lanes;
+          take(weights[i], elements[k], first + i);
+        }
       }
     }
   }

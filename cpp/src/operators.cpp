@@ -24,7 +24,8 @@ void check_size(std::int64_t n) {
   if (n < 1) throw InvalidArgument(message("n: got ", n, ", expected at least 1"));
   if (n > largest_size)
     throw InvalidArgument(message("n: got ", n, ", expected at most ", largest_size));
-  if (!can_have(n * std::int64_t(sizeof(double))))
+  constexpr std::int64_t many = 1 << 23;  // below, allocating them will tell
+  if (n > many && !can_have(n * std::int64_t(sizeof(double))))
     throw OutOfMemory(message("n: got ", n, " places, more than memory holds"));
 }
 
