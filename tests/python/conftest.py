@@ -11,6 +11,9 @@ import pytest
 
 import descramble_fast as df
 
+# What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 
 @pytest.fixture
 def fresh_python() -> Callable[..., str]:
@@ -18,7 +21,7 @@ def fresh_python() -> Callable[..., str]:
 
     def run(script: str, *arguments: object, timeout: float = 60) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+            [sys.executable, "-c", HEARS + textwrap.dedent(script), *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=timeout,
