@@ -112,9 +112,10 @@ def staged(group: Any) -> None:
 class Full:
     """A core that has no room for another accumulator."""
 
-    @staticmethod
-    def Covariance(n: int) -> Any:  # noqa: N802
-        raise MemoryError(f"no room for {n} features")
+    class Covariance:
+        @staticmethod
+        def empty(n: int) -> Any:
+            raise MemoryError(f"no room for {n} features")
 
 
 def everything(rank: int, world: int, folder: Path) -> dict[str, Any]:
