@@ -1,10 +1,15 @@
 #include "failing_memory.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace {
+
+// No test needs more at once, and machines differ in what they promise.
+constexpr std::size_t most_bytes = std::size_t(1) << 30;
 
 struct Plan {
   std::atomic<std::int64_t> left{-1};  // successes to come before a failure; below 0: all succeed
@@ -18,32 +23,65 @@ struct Plan {
       if (left.compare_exchange_weak(before, before - 1)) break;
     }
     if (before != 0) return false;
-    failed.fetch_add(1);
+    ++failed;
     return true;
   }
 };
 
-Plan plans[2];
-std::atomic<std::int64_t> live{0};
+constinit Plan plans[FAILING_SOURCES];
+constinit std::atomic<std::int64_t> live{0}, live_of_allocator{0};
 
-void* aligned(std::size_t bytes, std::size_t alignment) {
-  return std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+// Stands before memory, and keeps its alignment.
+struct Header {
+  std::size_t bytes, alignment;
+};
+
+std::size_t room_for_header(std::size_t alignment) {
+  return alignment < sizeof(Header) ? sizeof(Header) : alignment;
 }
 
-void* or_throw(void* memory) {
-  if (memory == nullptr) throw std::bad_alloc();
+void* take(std::size_t bytes, std::size_t alignment) {
+  if (bytes > most_bytes) return nullptr;
+  const std::size_t room = room_for_header(alignment);
+  void* begin = nullptr;
+  if (posix_memalign(&begin, room < 16 ? 16 : room, room + bytes) != 0) return nullptr;
+  char* const memory = static_cast<char*>(begin) + room;
+  const Header header{bytes, alignment};
+  std::memcpy(memory - sizeof header, &header, sizeof header);
+  live += std::int64_t(bytes);
   return memory;
+}
+
+Header give_back(void* memory) {
+  Header header;
+  std::memcpy(&header, static_cast<char*>(memory) - sizeof header, sizeof header);
+  live -= std::int64_t(header.bytes);
+  std::free(static_cast<char*>(memory) - room_for_header(header.alignment));
+  return header;
+}
+
+void* take_new(std::size_t bytes, std::size_t alignment) noexcept {
+  return fails(FAIL_NEW) ? nullptr : take(bytes, alignment);
+}
+
+void* take_or_throw(std::size_t bytes, std::size_t alignment) {
+  if (void* const memory = take_new(bytes, alignment)) return memory;
+  throw std::bad_alloc();
 }
 
 }  // namespace
 
-void start_failing(std::int32_t kind, std::int64_t n, std::int32_t all) {
-  plans[kind].failed = 0;
-  plans[kind].all = all != 0;
-  plans[kind].left = n;
+bool is_failing(enum failing_source source) { return plans[source].left >= 0; }
+bool fails(enum failing_source source) { return plans[source].fails(); }
+
+void start_failing(enum failing_source source, int64_t n, bool all) {
+  Plan& plan = plans[source];
+  plan.failed = 0;
+  plan.all = all;
+  plan.left = n;
 }
 
-std::int64_t stop_failing() {
+int64_t stop_failing() {
   std::int64_t failed = 0;
   for (Plan& plan : plans) {
     plan.left = -1;
@@ -52,35 +90,49 @@ std::int64_t stop_failing() {
   return failed;
 }
 
+int64_t live_bytes() { return live; }
+int64_t allocator_bytes() { return live_of_allocator; }
+
 void* failing_allocate(void*, std::size_t bytes, std::size_t alignment) {
-  if (plans[FAIL_CALLERS].fails()) return nullptr;
-  void* const memory = aligned(bytes, alignment);
-  if (memory != nullptr) live += std::int64_t(bytes);
+  void* const memory = fails(FAIL_CALLERS) ? nullptr : take(bytes, alignment);
+  if (memory != nullptr) live_of_allocator += std::int64_t(bytes);
   return memory;
 }
 
-void failing_release(void*, void* memory, std::size_t bytes, std::size_t) {
-  live -= std::int64_t(bytes);
-  std::free(memory);
+void failing_release(void*, void* memory, std::size_t bytes, std::size_t alignment) {
+  live_of_allocator -= std::int64_t(bytes);
+  const Header header = give_back(memory);
+  if (header.bytes == bytes && header.alignment == alignment) return;
+  std::fprintf(stderr, "failing_release: got %zu bytes at %zu, failing_allocate gave %zu at %zu\n",
+               bytes, alignment, header.bytes, header.alignment);
+  std::abort();
 }
 
-std::int64_t live_bytes() { return live; }
-
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return plans[FAIL_NEW].fails() ? nullptr : std::malloc(bytes > 0 ? bytes : 1);
-}
-void* operator new(std::size_t bytes) { return or_throw(operator new(bytes, std::nothrow)); }
-void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return plans[FAIL_NEW].fails() ? nullptr : aligned(bytes, std::size_t(alignment));
-}
+void* operator new(std::size_t bytes) { return take_or_throw(bytes, 16); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return or_throw(operator new(bytes, alignment, std::nothrow));
+  return take_or_throw(bytes, std::size_t(alignment));
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return take_new(bytes, 16);
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return take_new(bytes, std::size_t(alignment));
+}
+void* operator new[](std::size_t bytes) { return operator new(bytes); }
+void* operator new[](std::size_t bytes, const std::nothrow_t& tag) noexcept {
+  return operator new(bytes, tag);
+}
+void operator delete[](void* memory) noexcept { operator delete(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { operator delete(memory); }
+void operator delete(void* memory) noexcept {
+  if (memory != nullptr) give_back(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept { operator delete(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { operator delete(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  operator delete(memory);
+}
+void operator delete(void* memory, const std::nothrow_t&) noexcept { operator delete(memory); }
 void operator delete(void* memory, std::align_val_t, const std::nothrow_t&) noexcept {
-  std::free(memory);
+  operator delete(memory);
 }

@@ -41,7 +41,7 @@ static void fail_everywhere(const experiment* e, int32_t kind, int32_t all) {
   const int failures_before = failures;
   int64_t failed = 0, survived = 0;
   for (int64_t n = 0, more = 1; more; n += all ? e->step : 1) {
-    const int64_t live = live_bytes();
+    const int64_t live = allocator_bytes();
     e->begin();
     start_failing(kind, n, all);
     const descramble_status status = e->call();
@@ -60,7 +60,7 @@ static void fail_everywhere(const experiment* e, int32_t kind, int32_t all) {
       }
     }
     e->end();
-    CHECK(live_bytes() == live);
+    CHECK(allocator_bytes() == live);
     if (failures > failures_before) {
       fprintf(stderr, "%s: allocation %d of kind %d, all %d\n", e->name, (int)n, (int)kind,
               (int)all);
@@ -332,6 +332,6 @@ int main(void) {
   free(numbers);
   free(symmetric);
   free(decaying);
-  CHECK(live_bytes() == 0);
+  CHECK(allocator_bytes() == 0);
   return failures > 0;
 }

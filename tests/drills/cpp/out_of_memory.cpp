@@ -19,8 +19,8 @@
 #include <span>
 #include <string>
 
+#include "failing_memory.h"
 #include "inputs.hpp"
-#include "memory.hpp"
 
 namespace drill {
 
@@ -227,7 +227,7 @@ void discard(World& w) {
 
 // Giving back needs no memory.
 void end(World& w) {
-  start_failing(Source::operator_new, 0, true);
+  start_failing(FAIL_NEW, 0, true);
   discard(w);
   for (auto** c : {&w.moments, &w.others, &w.empty, &w.of_many})
     descramble_covariance_destroy(std::exchange(*c, nullptr));
@@ -325,7 +325,8 @@ const Experiment experiments[] = {
      [](W w) {
        descramble_status status = descramble_context_create(&w.made_context);
        if (status == DESCRAMBLE_OK)
-         status = descramble_context_set_allocator(w.made_context, allocate, release, nullptr);
+         status = descramble_context_set_allocator(w.made_context, failing_allocate,
+                                                   failing_release, nullptr);
        if (status != DESCRAMBLE_OK)
          descramble_context_destroy(std::exchange(w.made_context, nullptr));
        return status;
@@ -679,7 +680,7 @@ struct Counts {
 // The errors that there may be: of memory, in words that say so.
 bool is_out_of_memory(descramble_status status) { return status == DESCRAMBLE_OUT_OF_MEMORY; }
 
-Counts fail_everywhere(World& w, const Experiment& e, Source source, bool all, bool every) {
+Counts fail_everywhere(World& w, const Experiment& e, failing_source source, bool all, bool every) {
   // Reading moments adds up the rows that wait, so that what comes of a call depends in its last
   // bits on whether they were read before it.
   begin(w);
@@ -701,7 +702,7 @@ Counts fail_everywhere(World& w, const Experiment& e, Source source, bool all, b
     const std::int64_t live = live_bytes();
     begin(w);
     // Exceptions then come from what the C++ library has put by.
-    if (all) start_failing(Source::malloc, 0, true);
+    if (all) start_failing(FAIL_MALLOC, 0, true);
     start_failing(source, n, all);
     const descramble_status status = e.call(w);
     more = stop_failing();
@@ -745,7 +746,7 @@ Index without_threads(World& w, const Experiment& e) {
     const pid_t child = fork();
     if (child == 0) {
       begin(w);
-      start_failing(Source::thread, n, n != 1);
+      start_failing(FAIL_THREADS, n, n != 1);
       const descramble_status status = e.call(w);
       stop_failing();
       const bool same = status == DESCRAMBLE_OK && results(w) == expected && state(w) == after;
@@ -812,10 +813,11 @@ int run(int count, char** arguments) {
     if (!every && std::string(e.name).rfind(chosen, 0) != 0) continue;
     for (const bool with_allocator : {false, true})
       for (const bool all : {false, true}) {
-        const Source source = with_allocator ? Source::caller : Source::operator_new;
-        need(descramble_context_set_allocator(w.context, with_allocator ? allocate : nullptr,
-                                              with_allocator ? release : nullptr, nullptr),
-             "allocator");
+        const failing_source source = with_allocator ? FAIL_CALLERS : FAIL_NEW;
+        need(
+            descramble_context_set_allocator(w.context, with_allocator ? failing_allocate : nullptr,
+                                             with_allocator ? failing_release : nullptr, nullptr),
+            "allocator");
         const Counts counts = fail_everywhere(w, e, source, all, every);
         sum.trials += counts.trials;
         sum.failed += counts.failed;
