@@ -746,15 +746,6 @@ __device__ void sum_by_warps(std::uint16_t* shared, bool diagonal, int count, co
 }
 
 #ifdef __CUDACC__
-__device__ void warpgroup_multiply(BFloat16, float (&d)[64], std::uint64_t a, std::uint64_t b,
-                                   bool adds) {
-  warpgroup_mma_bf16(d, a, b, adds);
-}
-__device__ void warpgroup_multiply(Float16, float (&d)[64], std::uint64_t a, std::uint64_t b,
-                                   bool adds) {
-  warpgroup_mma_f16(d, a, b, adds);
-}
-
 /// The same by two warpgroups, 64 rows of the tile each. Tensor cores sum half a stage; meanwhile
 /// the other half's sums are added to those of all.
 template <class Element, int planes, class Start>
@@ -781,8 +772,8 @@ __device__ void sum_by_warpgroups(std::uint16_t* shared, bool diagonal, int coun
           const int l = int(left_planes<planes> >> (2 * product) & 3) * plane_size<planes>;
           const int r = int(right_planes<planes> >> (2 * product) & 3) * plane_size<planes>;
           constexpr int step = 16 / sizeof(std::uint16_t);  // what an address counts
-          warpgroup_multiply(Element{}, run, a + (l + k * part_columns) / step,
-                             b + (r + k * part_columns) / step, product > 0 || k > first);
+          warpgroup_mma<Element>(run, a + (l + k * part_columns) / step,
+                                 b + (r + k * part_columns) / step, product > 0 || k > first);
         }
       warpgroup_commit();
     };

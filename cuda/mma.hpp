@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "descramble_fast/view.hpp"
+
 namespace descramble_fast::cuda {
 
 /// d += a b on tensor cores, (16, 16) by (16, 8): lane l holds of a, which is row-major, rows l / 4
@@ -69,14 +71,20 @@ __device__ inline std::uint64_t factor_at(const void* shared, unsigned next_colu
          exchanged_128 << 62;
 }
 
+/// As instructions call them.
+template <class Element>
+inline constexpr char instruction_type[] = "bf16";
+template <>
+inline constexpr char instruction_type<Float16>[] = "f16";
+
 /// d = a^T b, or d += where `adds`, for 16 rows of a, 64 columns, and b, 128 columns; it is there
 /// when warpgroup_wait says so: warp w % 4 of the group holds rows 16 (w % 4) + lane / 4 (+ 8 where
 /// d's index / 2 is odd) and columns 8 (index / 4) + 2 (lane % 4) + index % 2.
-__device__ inline void warpgroup_mma_bf16(float (&d)[64], std::uint64_t a, std::uint64_t b,
-                                          int adds) {
+template <class Element>
+__device__ void warpgroup_mma(float (&d)[64], std::uint64_t a, std::uint64_t b, int adds) {
   asm volatile(
       "{\n.reg .pred adds;\nsetp.ne.b32 adds, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%67.%67 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
@@ -92,29 +100,7 @@ __device__ inline void warpgroup_mma_bf16(float (&d)[64], std::uint64_t a, std::
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "l"(a), "l"(b), "r"(adds));
-}
-__device__ inline void warpgroup_mma_f16(float (&d)[64], std::uint64_t a, std::uint64_t b,
-                                         int adds) {
-  asm volatile(
-      "{\n.reg .pred adds;\nsetp.ne.b32 adds, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, adds, 1, 1, 1, 1;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-        "+f"(d[63])
-      : "l"(a), "l"(b), "r"(adds));
+      : "l"(a), "l"(b), "r"(adds), "C"(instruction_type<Element>));
 }
 
 /// Before the first of several, and after registers were touched.
