@@ -88,6 +88,25 @@ Matrix<double> Covariance::covariance(double ddof) const {
   return accumulator_->moment(checked_divisor(weight(), ddof), true);
 }
 
+namespace {
+
+// Sums are watched for overflow on the diagonal, so that no product may exceed both squares. The
+// slack is far above any rounding, and for a million such states in one to overflow.
+template <class Scatter>
+void check_products(const char* argument, std::int64_t n, const Scatter& scatter) {
+  constexpr double slack = std::numeric_limits<double>::max() * 0x1p-20;
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = i + 1; j < n; ++j) {
+      const double x = std::abs(scatter(i, j));
+      if (x > slack && x > std::max(scatter(i, i), scatter(j, j)) + slack)
+        throw InvalidArgument(message(argument, ": not positive semidefinite: ", scatter(i, j),
+                                      " at row ", i, ", column ", j, ", but ", scatter(i, i),
+                                      " and ", scatter(j, j), " on the diagonal"));
+    }
+}
+
+}  // namespace
+
 Covariance Covariance::from_moments(const ArrayView& second_moment,
                                     const std::optional<ArrayView>& mean, double weight,
                                     MomentsPlace place, const Context& context) {
@@ -136,6 +155,7 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
       throw InvalidArgument(
           message("second_moment: not positive semidefinite about the mean: ", c(i, i), " at row ",
                   i, ", column ", i, ", mean ", reference[std::size_t(i)]));
+  check_products("second_moment", n, moments.scatter);
   out.accumulator_->assume({std::int64_t(std::min(weight, 0x1p62)), weight});
   out.move_to(place);
   return out;
@@ -241,6 +261,7 @@ Covariance Covariance::from_state(const State& state, MomentsPlace place) {
                                       " or the mean's square overflows at row ", i, ", column ",
                                       j));
     }
+  check_products("scatter", n, moments.scatter);
   out.accumulator_->assume({state.count, state.weight});
   out.move_to(place);
   return out;

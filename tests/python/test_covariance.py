@@ -605,6 +605,7 @@ def test_garbage_is_a_value_error(tmp_path: Path) -> None:
         lambda t, _: t["scatter"].__setitem__(1, np.nan),
         lambda t, _: t["reference"].__setitem__(0, np.inf),
         lambda t, _: t["offset"].__setitem__(0, np.nan),
+        lambda t, _: t["scatter"].__setitem__(1, 1.7e308),
         lambda t, _: t["weight"].__setitem__(0, np.nan),
         lambda t, _: t["weight"].__setitem__(0, -1.0),
         lambda t, _: t["count"].__setitem__(0, -1),
@@ -624,6 +625,7 @@ def test_garbage_is_a_value_error(tmp_path: Path) -> None:
         "nan-scatter",
         "inf-reference",
         "nan-offset",
+        "impossible-scatter",
         "nan-weight",
         "negative-weight",
         "negative-count",
@@ -1048,6 +1050,11 @@ def test_long_batches_lose_nothing_against_chunks() -> None:
 def test_moments_that_contradict_their_mean_are_refused() -> None:
     with pytest.raises(ValueError, match="semidefinite"):
         df.Covariance.from_moments(np.eye(2), np.array([5.0, 0.0]))
+
+
+def test_products_beyond_both_squares_are_refused_where_their_sums_could_overflow() -> None:
+    with pytest.raises(ValueError, match=r"second_moment: .*semidefinite.*row 0, column 1"):
+        df.Covariance.from_moments(np.array([[1.0, 5e307], [5e307, 1.0]]))
 
 
 def test_a_saved_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
