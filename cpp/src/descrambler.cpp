@@ -17,6 +17,7 @@
 #include "cpu/linalg.hpp"
 #include "cpu/operators.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/polar.hpp"
 #include "cuda.hpp"
 #include "descramble_fast/eigh.hpp"
 #include "descramble_fast/error.hpp"
@@ -682,27 +683,12 @@ double sum_of_squares(std::span<const double> x) {
   return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
 }
 
-// |skew(G P^T)|_F / |G|_F: 0 where P is stationary on the orthogonal group.
-double skewness(const Matrix<double>& gradient, const Matrix<double>& p, int threads) {
-  const double scale = std::sqrt(sum_of_squares(gradient.values()));
-  if (scale == 0) return 0;
-  const Matrix<double> product = cpu::times_transposed(gradient, p, threads);
-  double sum = 0;
-  for (std::int64_t i = 0; i < product.rows(); ++i)
-    for (std::int64_t j = 0; j < i; ++j) {
-      const double skew = (product(i, j) - product(j, i)) / 2;
-      sum += 2 * skew * skew;
-    }
-  return std::sqrt(sum) / scale;
-}
-
-}  // namespace
-
-namespace {
-
-void record_svd(bool fell_back, Route& route) {
-  route.driver = fell_back ? "dgesvd" : "dgesdd";
-  if (fell_back) route.fallbacks.push_back("dgesdd: did not converge");
+// What gave a polar factor; what failed before it, once.
+void record(const cpu::Polar& polar, Route& route) {
+  route.driver = polar.driver;
+  for (const std::string& failure : polar.fallbacks)
+    if (std::ranges::find(route.fallbacks, failure) == route.fallbacks.end())
+      route.fallbacks.push_back(failure);
 }
 
 // What was found on the CPU, put where the weight lies.
@@ -718,16 +704,16 @@ MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& conte
   const int threads = cpu::threads_of(context);
   const auto [w, exponent] = square_part(weight, context);
   const Matrix<double> wt = cpu::transposed(w);
-  cpu::Polar polar = cpu::polar(wt, threads);
+  cpu::Polar polar = cpu::polar(wt, context);
   MatrixDescrambler out(std::move(polar.factor));
   const Matrix<double> p = out.matrix();
   const auto d = diagonal_of_product(p, wt);
   out.cost = rescaled(std::accumulate(d.begin(), d.end(), 0.0), exponent);
   out.initial_cost = rescaled(trace(w), exponent);
   out.bound = rescaled(polar.nuclear_norm, exponent);
-  out.stationarity = skewness(wt, p, threads);
+  out.stationarity = polar.skewness;
   out.orthogonality_error = cpu::orthogonality_error(p, threads);
-  record_svd(polar.fell_back, out.route);
+  record(polar, out.route);
   bring_back(weight, out, context);
   call.log("descramble_trace", out.route);
   return out;
@@ -740,9 +726,10 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   const int threads = cpu::threads_of(context);
   const auto [w, exponent] = square_part(weight, context);
   const Matrix<double> wt = cpu::transposed(w);
-  cpu::Polar start = cpu::polar(wt, threads);
-  bool fell_back = start.fell_back;
-  Matrix<double> p = std::move(start.factor);
+  cpu::Polar step = cpu::polar(wt, context);
+  Route route;
+  record(step, route);
+  Matrix<double> p = std::move(step.factor);
   std::vector<double> d = diagonal_of_product(p, wt);
   double cost = sum_of_squares(d), skew = 0;
   std::int64_t iterations = 0;
@@ -751,10 +738,10 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
     Matrix<double> gradient = wt.copy();
     for (std::int64_t i = 0; i < w.rows(); ++i)
       for (std::int64_t j = 0; j < w.rows(); ++j) gradient(i, j) *= d[std::size_t(i)];
-    skew = skewness(gradient, p, threads);
+    skew = cpu::skewness(gradient, p, context);
     if (skew <= stationary || iterations == iteration_limit) break;
-    cpu::Polar step = cpu::polar(gradient, threads);
-    fell_back = fell_back || step.fell_back;
+    step = cpu::polar(gradient, context);
+    record(step, route);
     Matrix<double> next = std::move(step.factor);
     std::vector<double> next_d = diagonal_of_product(next, wt);
     const double next_cost = sum_of_squares(next_d);
@@ -772,7 +759,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   out.stationarity = skew;
   out.iterations = iterations;
   out.orthogonality_error = cpu::orthogonality_error(out.matrix(), threads);
-  record_svd(fell_back, out.route);
+  out.route = std::move(route);
   bring_back(weight, out, context);
   call.log("descramble_diagonal", out.route);
   return out;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/linalg.hpp"
+#include "cpu/polar.hpp"
 #include "descramble_fast/descrambler.hpp"
 #include "descramble_fast/error.hpp"
 #include "random.hpp"
@@ -45,7 +46,7 @@ double cost_of(const Matrix<double>& p, const Operator& op, const Matrix<double>
 }
 
 Matrix<double> random_orthogonal(std::int64_t n, unsigned seed) {
-  return cpu::polar(gaussian(n, n, seed), 1).factor;
+  return cpu::polar(gaussian(n, n, seed), {}).factor;
 }
 
 double distance(const Matrix<double>& a, const Matrix<double>& b) {
@@ -263,7 +264,7 @@ TEST(Diagonal, ClimbsFromTheTraceSolutionToAStationaryPoint) {
     Matrix<double> nudge = gaussian(8, 8, seed);
     for (std::int64_t i = 0; i < 8; ++i)
       for (std::int64_t j = 0; j < 8; ++j) nudge(i, j) = (i == j ? 1 : 0) + 1e-3 * nudge(i, j);
-    EXPECT_LE(value(product(cpu::polar(nudge, 1).factor, d.matrix())), d.cost + 1e-12);
+    EXPECT_LE(value(product(cpu::polar(nudge, {}).factor, d.matrix())), d.cost + 1e-12);
   }
 }
 

@@ -399,31 +399,5 @@ TEST(Lapack, WorkspaceLengthsOutgrow32BitsAndAreNotAskedFor) {
             sizeof(cpu::lapack_int) == 8);
 }
 
-TEST(Polar, IsTheNearestOrthogonalMatrix) {
-  const Matrix<double> a = gaussian(30, 30, 5);
-  const cpu::Polar polar = cpu::polar(a, 2);
-  EXPECT_LE(cpu::orthogonality_error(polar.factor, 1), 1e-13);
-  // Q^T A is symmetric positive semidefinite, its trace the nuclear norm.
-  const Matrix<double> h = product(transpose(polar.factor), a);
-  EXPECT_LE(largest_difference(h, transpose(h)), 1e-12);
-  double trace = 0;
-  for (std::int64_t i = 0; i < 30; ++i) trace += h(i, i);
-  EXPECT_NEAR(trace, polar.nuclear_norm, 1e-11);
-  EXPECT_GE(eigh<double>(h.view()).eigenvalues(0, 0), -1e-12);
-}
-
-TEST(Polar, IsTheIdentityOnSingularDirections) {
-  EXPECT_LE(largest_difference(cpu::polar(Matrix<double>(6, 6, 0.0), 1).factor, identity(6)),
-            1e-15);
-  Matrix<double> half(4, 4, 0.0);
-  half(0, 1) = 2;
-  half(1, 0) = -3;
-  Matrix<double> expected = identity(4);
-  expected(0, 0) = expected(1, 1) = 0;
-  expected(0, 1) = 1;
-  expected(1, 0) = -1;
-  EXPECT_LE(largest_difference(cpu::polar(half, 1).factor, expected), 1e-15);
-}
-
 }  // namespace
 }  // namespace descramble_fast

@@ -1,6 +1,7 @@
 #include "descramble_fast/descrambler.hpp"
 
 #include "cpu/linalg.hpp"
+#include "cpu/polar.hpp"
 #include "descrambler.hpp"
 #include "operators_under_test.hpp"
 
@@ -10,7 +11,7 @@ namespace {
 using namespace testing;
 
 Matrix<double> random_orthogonal(std::int64_t n, unsigned seed) {
-  return cpu::polar(gaussian(n, n, seed), 1).factor;
+  return cpu::polar(gaussian(n, n, seed), {}).factor;
 }
 
 std::vector<double> leading(const Matrix<double>& rows, std::int64_t k) {

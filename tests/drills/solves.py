@@ -297,7 +297,13 @@ def descramble_conv() -> Work:
 
 @solve
 def weights_trace() -> Work:
-    w = normal(900, 900)
+    w = normal(1500, 1500)
+    return lambda: df.descramble_weights(w, criterion="trace").matrix
+
+
+@solve
+def weights_trace_singular() -> Work:
+    w = normal(1000, 1000) * np.logspace(0, -20, 1000)
     return lambda: df.descramble_weights(w, criterion="trace").matrix
 
 

@@ -662,6 +662,7 @@ def test_weights_take_operator_and_gauge() -> None:
 # Trace and diagonal -------------------------------------------------------------------------------
 
 SHAPES = [(1, 1), (2, 2), (5, 5), (12, 12), (40, 40), (6, 4), (4, 6), (1, 3), (3, 1)]
+SHAPES += [(150, 150), (150, 100), (130, 180)]  # not by LAPACK
 
 
 def square(W: Array) -> Array:

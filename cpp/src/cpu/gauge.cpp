@@ -9,6 +9,7 @@
 
 #include "cpu/linalg.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/polar.hpp"
 
 namespace descramble_fast::cpu {
 
@@ -43,7 +44,7 @@ Matrix<double> identity(std::int64_t n) {
 
 // Sets each factor to the polar factor of g's diagonal block, or of its transpose; returns the sum
 // of the nuclear norms, the inner product of g with the result.
-double fit(const Matrix<double>& g, bool transpose, BlockOrthogonal& q, int threads) {
+double fit(const Matrix<double>& g, bool transpose, BlockOrthogonal& q, const Context& context) {
   double gain = 0;
   q.factors.clear();
   for (const Block& block : q.blocks) {
@@ -51,7 +52,7 @@ double fit(const Matrix<double>& g, bool transpose, BlockOrthogonal& q, int thre
     for (std::int64_t i = 0; i < block.size(); ++i)
       std::copy_n(g.row(block.begin + i) + block.begin, block.size(), part.row(i));
     if (transpose) part = transposed(part);
-    Polar best = polar(part, threads);
+    Polar best = polar(part, context);
     gain += best.nuclear_norm;
     q.factors.push_back(std::move(best.factor));
   }
@@ -87,13 +88,13 @@ void mix_rows(const BlockOrthogonal& q, bool transpose, Matrix<double>& g, int t
 }
 
 // A random rotation in every block.
-void randomise(BlockOrthogonal& q, std::mt19937_64& random, int threads) {
+void randomise(BlockOrthogonal& q, std::mt19937_64& random, const Context& context) {
   std::normal_distribution<double> normal;
   q.factors.clear();
   for (const Block& block : q.blocks) {
     Matrix<double> x(block.size(), block.size());
     for (double& entry : x.values()) entry = normal(random);
-    q.factors.push_back(polar(x, threads).factor);
+    q.factors.push_back(polar(x, context).factor);
   }
 }
 
@@ -113,10 +114,10 @@ void alternate(const Matrix<double>& g, Pair& pair, const Context& context) {
     // (G B^T) = (B G^T)^T; its diagonal blocks fit A.
     Matrix<double> turned = transposed(g, threads);
     mix_rows(pair.b, false, turned, threads);
-    fit(turned, true, pair.a, threads);
+    fit(turned, true, pair.a, context);
     turned = g.copy();
     mix_rows(pair.a, true, turned, threads);
-    const double gain = fit(turned, false, pair.b, threads);
+    const double gain = fit(turned, false, pair.b, context);
     const bool settled = gain - pair.gain <= 1e-14 * std::abs(gain);
     pair.gain = std::max(gain, pair.gain);
     if (settled) break;
@@ -162,7 +163,7 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
   for (const Block& block : best.b.blocks) best.b.factors.push_back(identity(block.size()));
   const bool simple = d.blocks.empty();
   if (simple) {
-    best.gain = fit(gt, true, best.a, threads);
+    best.gain = fit(gt, true, best.a, context);
     best.iterations = 1;
   } else {
     const Matrix<double> g = transposed(gt, threads);
@@ -174,7 +175,7 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
       Pair other;
       other.a.blocks = best.a.blocks;
       other.b.blocks = best.b.blocks;
-      randomise(other.b, random, threads);
+      randomise(other.b, random, context);
       alternate(g, other, context);
       other.iterations += best.iterations;
       if (other.gain > best.gain * (1 + 1e-12))

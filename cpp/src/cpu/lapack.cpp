@@ -461,30 +461,37 @@ std::int64_t heevd(std::int64_t n, Complex* a, double* w) {
   return info;
 }
 
-Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt) {
-  // Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
-  const char all = 'A';
-  const lapack_int size = lapack_int(n);
-  Matrix<double> original(n, n);
-  std::copy_n(a, n * n, original.data());
-  std::vector<lapack_int> iwork(std::size_t(8 * n), 0);
+namespace {
+
+// Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
+template <class Solve>
+std::int64_t with_workspace(const Solve& solve) {
   lapack_int lwork = -1, info = 0;
   double optimal = 0;
-  const auto divide_and_conquer = [&](double* work) {
-    FORTRAN(dgesdd)
-    (&all, &size, &size, a, &size, s, vt, &size, u, &size, work, &lwork, iwork.data(), &info, 1);
-  };
-  divide_and_conquer(&optimal);
+  solve(&optimal, &lwork, &info);
   lwork = lapack_int(optimal);
   Matrix<double> work(1, lwork);
-  divide_and_conquer(work.data());
-  if (info == 0) return {0, false};
-  std::copy_n(original.data(), n * n, a);
-  lwork = std::max<lapack_int>(lwork, lapack_int(8 * n));
-  work = Matrix<double>(1, lwork);
-  FORTRAN(dgesvd)
-  (&all, &all, &size, &size, a, &size, s, vt, &size, u, &size, work.data(), &lwork, &info, 1, 1);
-  return {info, true};
+  solve(work.data(), &lwork, &info);
+  return info;
+}
+
+}  // namespace
+
+std::int64_t gesdd(std::int64_t n, double* a, double* s, double* u, double* vt) {
+  const lapack_int size = lapack_int(n);
+  std::vector<lapack_int> iwork(std::size_t(8 * n), 0);
+  return with_workspace([&](double* work, lapack_int* lwork, lapack_int* info) {
+    FORTRAN(dgesdd)
+    ("A", &size, &size, a, &size, s, vt, &size, u, &size, work, lwork, iwork.data(), info, 1);
+  });
+}
+
+std::int64_t gesvd(std::int64_t n, double* a, double* s, double* u, double* vt) {
+  const lapack_int size = lapack_int(n);
+  return with_workspace([&](double* work, lapack_int* lwork, lapack_int* info) {
+    FORTRAN(dgesvd)
+    ("A", "A", &size, &size, a, &size, s, vt, &size, u, &size, work, lwork, info, 1, 1);
+  });
 }
 
 }  // namespace cpu

@@ -116,12 +116,10 @@ std::int64_t heevd_workspace(std::int64_t n);
 /// overwrites; w ascending. LAPACK's `info`.
 std::int64_t heevd(std::int64_t n, Complex* a, double* w);
 
-struct Svd {
-  std::int64_t info;
-  bool fell_back;
-};
-/// A = U diag(s) V^T, all (n, n), s descending; destroys `a`. Divide and conquer, then QR if that
-/// fails; returns the info of the last.
-Svd svd(std::int64_t n, double* a, double* s, double* u, double* vt);
+/// A = U diag(s) V^T, all (n, n), s descending; destroys `a`. LAPACK's `info`. By divide and
+/// conquer.
+std::int64_t gesdd(std::int64_t n, double* a, double* s, double* u, double* vt);
+/// The same by QR steps.
+std::int64_t gesvd(std::int64_t n, double* a, double* s, double* u, double* vt);
 
 }  // namespace descramble_fast::cpu

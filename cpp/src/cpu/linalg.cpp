@@ -2,21 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <random>
-#include <vector>
 
 #include "cpu/lapack.hpp"
 #include "cpu/parallel.hpp"
-#include "descramble_fast/error.hpp"
-#include "message.hpp"
 
 namespace descramble_fast::cpu {
 
 namespace {
 
-constexpr std::int64_t threaded_size = 256;
+// Multiplications, about 50 ms, between which a caller can be heard.
+constexpr std::int64_t most_unheard = std::int64_t(1) << 31;
 // Numbers below which threads cost more than they bring.
 constexpr std::int64_t threaded_work = 1 << 14;
 
@@ -27,8 +24,9 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 template <class Callable>
 void each_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads,
                const std::function<void()>& poll, const Callable& body) {
-  const std::int64_t height = columns <= 512 ? 128 : 512;
+  std::int64_t height = columns <= 512 ? 128 : 512;
   const std::int64_t width = rows * columns < 1 << 21 ? 512 : 1024;
+  while (height > 64 && height * width * depth > most_unheard) height /= 2;
   const std::int64_t across = ceil_div(columns, width);
   const bool small = rows * columns * depth < 1 << 18;
   const SingleBlasThread guard;
@@ -39,22 +37,17 @@ void each_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, int 
   parallel_for(small ? 1 : threads, ceil_div(rows, height) * across, tile, poll);
 }
 
-// Columns [first, n) of u and rows [first, n) of vt span the singular directions of both sides.
-Matrix<double> completion(const Matrix<double>& u, const Matrix<double>& vt, std::int64_t first,
-                          int threads) {
-  const std::int64_t n = u.rows(), free = n - first;
-  // polar(U0^T V0), the map between the two null spaces that is nearest to the identity.
-  Matrix<double> overlap(free, free, 0);
-  for (std::int64_t i = 0; i < free; ++i)
-    for (std::int64_t j = 0; j < free; ++j)
-      for (std::int64_t r = 0; r < n; ++r) overlap(i, j) += u(r, first + i) * vt(first + j, r);
-  Matrix<double> s(1, free), left(free, free), right(free, free);
-  {
-    const SingleBlasThread guard;
-    if (const auto info = svd(free, overlap.data(), s.data(), left.data(), right.data()).info)
-      throw BackendError(message("dgesdd and dgesvd failed: info = ", info));
-  }
-  return times(left, right, threads);
+// body(i, j) for every entry, in squares that fit the cache both ways.
+template <class Callable>
+void each_square(const Matrix<double>& x, int threads, const Callable& body) {
+  constexpr std::int64_t side = 32;
+  const bool small = x.rows() * x.columns() < threaded_work;
+  parallel_for(small ? 1 : threads, ceil_div(x.columns(), side), [&](std::int64_t s) {
+    const std::int64_t end = std::min(x.columns(), (s + 1) * side);
+    for (std::int64_t top = 0; top < x.rows(); top += side)
+      for (std::int64_t j = s * side; j < end; ++j)
+        for (std::int64_t i = top; i < std::min(x.rows(), top + side); ++i) body(i, j);
+  });
 }
 
 }  // namespace
@@ -83,16 +76,32 @@ Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threa
   return out;
 }
 
-Matrix<double> transposed(const Matrix<double>& x, int threads) {
-  constexpr std::int64_t tile = 32;
-  Matrix<double> out(x.columns(), x.rows());
-  const bool small = x.rows() * x.columns() < threaded_work;
-  parallel_for(small ? 1 : threads, ceil_div(x.columns(), tile), [&](std::int64_t t) {
-    const std::int64_t bj = t * tile, end = std::min(x.columns(), bj + tile);
-    for (std::int64_t bi = 0; bi < x.rows(); bi += tile)
-      for (std::int64_t j = bj; j < end; ++j)
-        for (std::int64_t i = bi; i < std::min(x.rows(), bi + tile); ++i) out(j, i) = x(i, j);
+Matrix<double> gram(const Matrix<double>& x, int threads, const std::function<void()>& poll) {
+  constexpr std::int64_t tile = 512;
+  const std::int64_t n = x.rows(), k = x.columns(), across = ceil_div(n, tile);
+  Matrix<double> out(n, n);
+  {
+    const SingleBlasThread guard;
+    const bool small = n * n * k < 1 << 18;
+    parallel_for(
+        small ? 1 : threads, across * across,
+        [&](std::int64_t t) {
+          const std::int64_t row = t / across * tile, column = t % across * tile;
+          if (column > row) return;
+          gemm('N', 'T', std::min(tile, n - row), std::min(tile, n - column), k, 1, x.row(row), k,
+               x.row(column), k, 0, out.row(row) + column, n);
+        },
+        poll);
+  }
+  each_square(out, threads, [&](std::int64_t i, std::int64_t j) {
+    if (j < i) out(j, i) = out(i, j);
   });
+  return out;
+}
+
+Matrix<double> transposed(const Matrix<double>& x, int threads) {
+  Matrix<double> out(x.columns(), x.rows());
+  each_square(x, threads, [&](std::int64_t i, std::int64_t j) { out(j, i) = x(i, j); });
   return out;
 }
 
@@ -152,52 +161,6 @@ void fix_sign(double* vector, std::int64_t n) {
       vector, vector + n, [largest](double x) { return std::abs(x) >= largest * (1 - 1e-6); });
   if (first != vector + n && *first < 0)
     for (std::int64_t i = 0; i < n; ++i) vector[i] = -vector[i];
-}
-
-Polar polar(const Matrix<double>& a, int threads) {
-  const std::int64_t n = a.rows();
-  Polar out;
-  if (!fits_lapack(8 * n * n))
-    throw BackendError(
-        message("dgesdd: its workspace for n = ", n, " exceeds this LAPACK's 32-bit lengths"));
-  if (n == 1) {
-    out.factor = Matrix<double>(1, 1, a(0, 0) < 0 ? -1.0 : 1.0);
-    out.nuclear_norm = std::abs(a(0, 0));
-    return out;
-  }
-  Matrix<double> work = a.copy(), s(1, n), u(n, n), vt(n, n);
-  Svd solved{};
-  if (n < threaded_size || threads == 1) {
-    const SingleBlasThread guard;
-    solved = svd(n, work.data(), s.data(), u.data(), vt.data());
-  } else {
-    const ManyBlasThreads guard(threads);
-    solved = svd(n, work.data(), s.data(), u.data(), vt.data());
-  }
-  if (solved.info != 0)
-    throw BackendError(message("dgesdd and dgesvd failed: info = ", solved.info));
-  out.fell_back = solved.fell_back;
-  for (const double x : s.values()) out.nuclear_norm += x;
-
-  const double tiny = double(n) * std::numeric_limits<double>::epsilon() * s(0, 0);
-  const std::int64_t rank =
-      std::ranges::count_if(s.values(), [tiny](double x) { return x > tiny; });
-  if (rank < n) {
-    // U1 V1^T + (U0 Q) V0^T: rotate the singular columns of U, then multiply as usual.
-    const Matrix<double> q = completion(u, vt, rank, threads);
-    std::vector<double> old(static_cast<std::size_t>(n - rank));
-    for (std::int64_t i = 0; i < n; ++i) {
-      std::copy_n(u.row(i) + rank, n - rank, old.begin());
-      for (std::int64_t j = rank; j < n; ++j) {
-        double sum = 0;
-        for (std::int64_t r = rank; r < n; ++r)
-          sum += old[std::size_t(r - rank)] * q(r - rank, j - rank);
-        u(i, j) = sum;
-      }
-    }
-  }
-  out.factor = times(u, vt, threads);
-  return out;
 }
 
 }  // namespace descramble_fast::cpu

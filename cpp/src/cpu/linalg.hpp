@@ -15,6 +15,9 @@ Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b
 Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads,
                      const std::function<void()>& poll = {});
 
+/// X X^T.
+Matrix<double> gram(const Matrix<double>& x, int threads, const std::function<void()>& poll = {});
+
 Matrix<double> transposed(const Matrix<double>& x, int threads = 1);
 
 /// |V V^T - I|_F for V (k, n), estimated by a few fixed random probes.
@@ -22,18 +25,5 @@ double orthogonality_error(const Matrix<double>& rows, int threads);
 
 /// Negates a vector unless the first of its largest entries, to 1e-6 relative, is positive.
 void fix_sign(double* vector, std::int64_t n);
-
-struct Polar {
-  Matrix<double> factor;
-  /// Sum of the singular values of the argument.
-  double nuclear_norm = 0;
-  /// Divide and conquer failed, and QR was taken.
-  bool fell_back = false;
-};
-
-/// The orthogonal matrix nearest to a square one (n, n). On singular directions, where any
-/// orthogonal map is as near, the one nearest to the identity. Throws BackendError where LAPACK
-/// fails.
-Polar polar(const Matrix<double>& a, int threads);
 
 }  // namespace descramble_fast::cpu
