@@ -8,6 +8,7 @@
 #include "call.hpp"
 #include "check.hpp"
 #include "cpu/convert.hpp"
+#include "cpu/parallel.hpp"
 #include "message.hpp"
 
 namespace descramble_fast {
@@ -209,15 +210,20 @@ Matrix<double> Accumulator::correlation() {
   const Call call({.memory = place_.memory});
   if (on_device()) return device_moments_->correlation();
   const cpu::Moments::Settled& moments = settled();
-  const double* const squares_y = moments.squares.data() + moments_->first(1);
+  // Rounding may leave a constant feature a square below zero.
+  const auto size = [&](std::int64_t j) {
+    return std::sqrt(std::max(0.0, moments.squares[std::size_t(j)]));
+  };
+  std::vector<double> sizes(static_cast<std::size_t>(n_y_));
+  for (std::int64_t j = 0; j < n_y_; ++j) sizes[std::size_t(j)] = size(moments_->first(1) + j);
   Matrix<double> out(n_x_, n_y_);
-  for (std::int64_t i = 0; i < n_x_; ++i)
+  cpu::parallel_for(cpu::threads_of({}), n_x_, [&](std::int64_t i) {
+    const double of_row = size(i);
     for (std::int64_t j = 0; j < n_y_; ++j) {
-      // Rounding may leave a constant feature a square below zero.
-      const double scale = std::sqrt(std::max(0.0, moments.squares[std::size_t(i)])) *
-                           std::sqrt(std::max(0.0, squares_y[j]));
+      const double scale = of_row * sizes[std::size_t(j)];
       out(i, j) = scale > 0 ? std::clamp(moments.scatter(i, j) / scale, -1.0, 1.0) : 0;
     }
+  });
   return out;
 }
 

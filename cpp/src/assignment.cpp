@@ -1,13 +1,10 @@
 #include "descramble_fast/assignment.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <exception>
 #include <functional>
 #include <limits>
 #include <optional>
-#include <thread>
 #include <type_traits>
 
 #include "call.hpp"
@@ -145,52 +142,6 @@ cpu::AssignmentOutcome solve(cpu::AssignmentSolver<T>& solver, const Item& item,
   return outcome;
 }
 
-// Lets the calling thread poll from within its own share of parallel work, and carries what it
-// throws to the others.
-class Cancellation {
- public:
-  explicit Cancellation(const Context& context)
-      : poll_(context.poll), caller_(std::this_thread::get_id()) {}
-
-  Context context() {
-    if (!poll_) return {1, {}};
-    return {1, [this] {
-              if (std::this_thread::get_id() == caller_) {
-                poll_or_cancel();
-              } else if (cancelled_.load()) {
-                throw Cancelled{};
-              }
-            }};
-  }
-
-  template <class Work>
-  void guard(const Work& work) {
-    try {
-      work();
-    } catch (const Cancelled&) {
-      std::rethrow_exception(error_);
-    }
-  }
-
- private:
-  struct Cancelled {};
-
-  void poll_or_cancel() {
-    try {
-      poll_();
-    } catch (...) {
-      error_ = std::current_exception();
-      cancelled_.store(true);
-      throw;
-    }
-  }
-
-  std::function<void()> poll_;
-  std::thread::id caller_;
-  std::exception_ptr error_;
-  std::atomic<bool> cancelled_{false};
-};
-
 void report(const cpu::AssignmentOutcome& outcome, const ArrayView& matrix, bool transposed,
             const std::string& where) {
   std::int64_t row = outcome.row, column = outcome.column;
@@ -236,7 +187,7 @@ void solve_batch(const ArrayView& cost, const AssignmentOptions& options,
     cpu::AssignmentSolver<T> solver(context);
     for (std::int64_t b = 0; b < batch; ++b) solve_one(solver, b);
   } else {
-    Cancellation cancellation(context);
+    const Context inner{1, cpu::now_and_then(context.poll)};
     // In groups, between which the caller may cancel; a few problems share a work space.
     const std::int64_t group =
         std::max<std::int64_t>(threads, (1 << 22) / std::max<std::int64_t>(n * m, 1));
@@ -244,14 +195,12 @@ void solve_batch(const ArrayView& cost, const AssignmentOptions& options,
       if (context.poll) context.poll();
       const std::int64_t count = std::min(group, batch - begin);
       const std::int64_t parts = std::min<std::int64_t>(count, 4 * threads);
-      cancellation.guard([&] {
-        const auto solve_part = [&](std::int64_t part) {
-          cpu::AssignmentSolver<T> solver(cancellation.context());
-          for (std::int64_t b = count * part / parts; b < count * (part + 1) / parts; ++b)
-            solve_one(solver, begin + b);
-        };
-        cpu::parallel_for(threads, parts, solve_part, cancellation.context().poll);
-      });
+      const auto solve_part = [&](std::int64_t part) {
+        cpu::AssignmentSolver<T> solver(inner);
+        for (std::int64_t b = count * part / parts; b < count * (part + 1) / parts; ++b)
+          solve_one(solver, begin + b);
+      };
+      cpu::parallel_for(threads, parts, solve_part, inner.poll);
     }
   }
 

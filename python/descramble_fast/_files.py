@@ -456,6 +456,9 @@ def _fill(path: Path, file: IO[bytes], out: NDArray[Any]) -> None:
         left = left[got:]
 
 
+_WRITTEN_AT_ONCE = 1 << 25  # bytes
+
+
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
 
@@ -468,9 +471,10 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         with part_of(path, lambda part: open(part, "xb", opener=_like(path)).close()) as part:
             with open(part, "r+b") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                for begin in range(0, max(1, len(content)), _WRITTEN_AT_ONCE):
+                    file.write(memoryview(content)[begin : begin + _WRITTEN_AT_ONCE])
+                    file.flush()
+                    os.fsync(file.fileno())  # hears no Ctrl-C
             os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:

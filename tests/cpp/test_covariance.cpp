@@ -164,6 +164,30 @@ TEST(Covariance, ACancelledUpdateChangesNothing) {
   EXPECT_TRUE(same_bits(c, Covariance(3)));
 }
 
+TEST(Covariance, AnUpdateCancelledAmidItsProductsChangesNothing) {
+  const std::int64_t n = 1100;
+  const Matrix<double> first = gaussian(50, n, 10), x = gaussian(4500, n, 11);
+  Covariance before(n), whole(n);
+  before.update(first.view());
+  whole.update(first.view());
+  EXPECT_TRUE(same_bits(whole, before));  // (which settles both, as below)
+  int polls = 0;
+  whole.update(x.view(), {}, {.threads = 2, .poll = [&] { ++polls; }});
+  EXPECT_GE(polls, 6);  // of each panel once it is packed, and in its products
+  Covariance c(n);
+  c.update(first.view());
+  for (int last = 0; last < 6; ++last) {
+    int left = last;
+    const auto cancel = [&] {
+      if (left-- == 0) throw 1;
+    };
+    EXPECT_THROW(c.update(x.view(), {}, {.threads = 2, .poll = cancel}), int);
+    EXPECT_TRUE(same_bits(c, before));
+  }
+  c.update(x.view());
+  EXPECT_TRUE(same_bits(c, whole));
+}
+
 TEST(Covariance, CombineWeighsNormalisedSecondMoments) {
   const Matrix<double> x = gaussian(40, 3, 10, 1), y = gaussian(70, 3, 11, -2);
   Covariance a(3), b(3);

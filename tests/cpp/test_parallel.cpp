@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -35,6 +36,25 @@ TEST(Parallel, AnExceptionReachesTheCallerAndThePoolLivesOn) {
   std::atomic<int> sum = 0;
   parallel_for(4, 10, [&](std::int64_t i) { sum += int(i); });
   EXPECT_EQ(sum.load(), 45);
+}
+
+TEST(Parallel, WhoeverPollsHearsThatAnotherHasFailed) {
+  struct Stop {};
+  std::atomic<bool> helped{false};
+  const auto caller = std::this_thread::get_id();
+  const std::function<void()> poll = cpu::now_and_then([&] {
+    if (helped) throw Stop{};
+  });
+  const auto endless = [&](std::int64_t) {
+    for (;;) {
+      helped = helped || std::this_thread::get_id() != caller;
+      poll();
+      std::this_thread::yield();
+    }
+  };
+  EXPECT_THROW(parallel_for(2, 2, endless, poll), Stop);
+  helped = false;
+  EXPECT_NO_THROW(parallel_for(2, 2, [&](std::int64_t) { poll(); }, poll));
 }
 
 TEST(Parallel, NestedCallsRunSerially) {

@@ -430,7 +430,8 @@ std::optional<Refusal> Moments::add_now(std::span<const ArrayView> batches, cons
   const std::int64_t columns = padded(), depth = panel_rows(columns, element_size(narrowest));
   const int threads = threads_for(rows.count * columns * columns, context);
   const std::vector<std::int64_t> firsts = first_columns();
-  Draft draft(*this, rows.count > depth, threads);
+  const bool copied = rows.count > depth;
+  Draft draft(*this, copied, threads);
   Panel panel({settled_.scatter, columns, sets_.back().first / strip, sets_.back().n},
               std::min(depth, rows.count));
   for (std::int64_t begin = 0; begin < rows.count; begin += depth) {
@@ -438,7 +439,7 @@ std::optional<Refusal> Moments::add_now(std::span<const ArrayView> batches, cons
     if (auto refusal = draft.pack(panel, source, total_weight)) return refusal;
     if (context.poll) context.poll();
     draft.add(panel);
-    panel.add_products(draft.scatter(), threads);
+    panel.add_products(draft.scatter(), threads, copied ? context.poll : nullptr);
   }
   draft.commit();
   return {};

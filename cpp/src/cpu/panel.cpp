@@ -198,7 +198,7 @@ void Panel::pack(const Source& source, Arithmetic arithmetic, std::span<const do
   for (const Sums& part : sums) sums_.add(part);
 }
 
-void Panel::add_products(Scatter& scatter, int threads) const {
+void Panel::add_products(Scatter& scatter, int threads, const std::function<void()>& poll) const {
   if (in_parts()) {
     add_all(scatter.values(), {parts_.data(), std::size_t(ceil_div(depth_, part_rows_) * size())},
             threads);
@@ -208,14 +208,15 @@ void Panel::add_products(Scatter& scatter, int threads) const {
   while (group > 1 && shape_.blocks() < 4 * threads * group * group) group /= 2;
   const std::int64_t columns = ceil_div(scatter.column_strips(), group);
   const std::int64_t rows = ceil_div(scatter.row_strips(scatter.column_strips() - 1), group);
-  parallel_for(threads, columns * rows, [&](std::int64_t t) {
+  const auto add = [&](std::int64_t t) {
     // The longest tasks first.
     const Group task{t % rows * group, (columns - 1 - t / rows) * group, group};
     for (std::int64_t begin = 0; begin < depth_; begin += chunk()) {
       const std::int64_t end = std::min(depth_, begin + chunk());
       multiply(packed_, task, begin, end, end < depth_ ? end : begin, scatter.values().data());
     }
-  });
+  };
+  parallel_for(threads, columns * rows, add, poll);
 }
 
 void Panel::pack_and_multiply(const Source& rows, const void* reference, double* products,

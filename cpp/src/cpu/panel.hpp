@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -131,8 +132,8 @@ class Panel {
   void pack(const Source& source, Arithmetic arithmetic, std::span<const double> reference,
             int threads);
   const Sums& sums() const { return sums_; }
-  /// Cannot fail.
-  void add_products(Scatter& scatter, int threads) const;
+  /// Fails only where a poll does, with some products added.
+  void add_products(Scatter& scatter, int threads, const std::function<void()>& poll = {}) const;
 
  private:
   struct Group {

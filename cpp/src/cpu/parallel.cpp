@@ -65,6 +65,12 @@ class Poll {
   Interval interval_;
 };
 
+// Ends an index whose job has failed elsewhere.
+struct Abandoned {};
+
+struct Job;
+thread_local const Job* current_job = nullptr;
+
 struct Job {
   Body body;
   std::int64_t count;
@@ -74,16 +80,19 @@ struct Job {
   std::atomic<std::int64_t> next{0};
   std::mutex error_mutex = {};
   std::exception_ptr error = {};
-  Job* following = nullptr;  // in the pool's list
+  std::atomic<bool> failed{false};  // of which those hear that poll, wherever they are
+  Job* following = nullptr;         // in the pool's list
 
   void fail(std::exception_ptr with) {
     const std::lock_guard lock(error_mutex);
     if (!error) error = std::move(with);
+    failed.store(true, std::memory_order_relaxed);
   }
 
   // Does what nobody else does.
   void work(Poll* poll = nullptr) {
     const bool outer = std::exchange(inside_parallel, true);
+    const Job* const outer_job = std::exchange(current_job, this);
     const Surroundings around =
         std::exchange(surroundings(), Surroundings{nullptr, memory, nullptr, 1});
     for (;;) {
@@ -98,6 +107,7 @@ struct Job {
       }
     }
     surroundings() = around;
+    current_job = outer_job;
     inside_parallel = outer;
   }
 };
@@ -322,7 +332,12 @@ std::function<void()> now_and_then(std::function<void()> poll) {
   if (!poll) return {};
   return [poll = std::move(poll), caller = std::this_thread::get_id(),
           interval = std::make_shared<Interval>()] {
-    if (std::this_thread::get_id() == caller && interval->over()) poll();
+    if (std::this_thread::get_id() != caller) {
+      if (current_job != nullptr && current_job->failed.load(std::memory_order_relaxed))
+        throw Abandoned{};
+    } else if (interval->over()) {
+      poll();
+    }
   };
 }
 

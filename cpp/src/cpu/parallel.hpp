@@ -21,8 +21,9 @@ struct Body {
 
 void run_parallel(int threads, std::int64_t count, Body body, const std::function<void()>& poll);
 
-/// A poll that does nothing on other threads than this one, nor within 20 ms of the last time, for
-/// solvers that poll at every step. Empty where `poll` is.
+/// A poll for solvers that poll at every step: on this thread no sooner than 20 ms after the last
+/// time; on a thread that helps with a parallel_for, it ends the index where another has failed.
+/// Empty where `poll` is.
 std::function<void()> now_and_then(std::function<void()> poll);
 
 /// Runs body(0) ... body(count - 1), each once, on up to `threads` threads including the caller's.
