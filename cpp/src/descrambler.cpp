@@ -629,8 +629,9 @@ Covariance preactivation_moment(const ArrayView& weight, const std::optional<Arr
                                            pointer(input_mean), c.data());
     c = std::move(c).on_cpu(context);
   } else {
-    c = cpu::times_transposed(input_second_moment ? cpu::times(w, s, threads) : w.copy(), w,
-                              threads);
+    c = cpu::times_transposed(
+        input_second_moment ? cpu::times(w, s, threads, context.poll) : w.copy(), w, threads,
+        context.poll);
     for (std::int64_t i = 0; i < n; ++i)
       for (std::int64_t j = 0; j < n; ++j)
         c(i, j) += mean(0, i) * b(0, j) + b(0, i) * mean(0, j) + b(0, i) * b(0, j);

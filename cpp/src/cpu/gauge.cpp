@@ -69,7 +69,7 @@ void multiply_small(const Matrix<double>& q, const Matrix<double>& in, double* o
 }
 
 // G <- Q^T G (rows mixed within blocks), or Q G.
-void mix_rows(const BlockOrthogonal& q, bool transpose, Matrix<double>& g, int threads) {
+void mix_rows(const BlockOrthogonal& q, bool transpose, Matrix<double>& g, const Context& context) {
   constexpr std::int64_t small = 8;
   const std::int64_t n = g.columns();
   for (std::size_t b = 0; b < q.blocks.size(); ++b) {
@@ -81,7 +81,7 @@ void mix_rows(const BlockOrthogonal& q, bool transpose, Matrix<double>& g, int t
     if (block.size() <= small) {
       multiply_small(factor, old, g.row(block.begin));
     } else {
-      const Matrix<double> mixed = times(factor, old, threads);
+      const Matrix<double> mixed = times(factor, old, threads_of(context), context.poll);
       std::copy_n(mixed.data(), block.size() * n, g.row(block.begin));
     }
   }
@@ -113,10 +113,10 @@ void alternate(const Matrix<double>& g, Pair& pair, const Context& context) {
     ++pair.iterations;
     // (G B^T) = (B G^T)^T; its diagonal blocks fit A.
     Matrix<double> turned = transposed(g, threads);
-    mix_rows(pair.b, false, turned, threads);
+    mix_rows(pair.b, false, turned, context);
     fit(turned, true, pair.a, context);
     turned = g.copy();
-    mix_rows(pair.a, true, turned, threads);
+    mix_rows(pair.a, true, turned, context);
     const double gain = fit(turned, false, pair.b, context);
     const bool settled = gain - pair.gain <= 1e-14 * std::abs(gain);
     pair.gain = std::max(gain, pair.gain);
@@ -153,8 +153,8 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
   const std::int64_t n = d.size();
   const int threads = threads_of(context);
   // G = T^T R U: the rows of U^T R^T, analysed, are the rows of G^T.
-  Matrix<double> gt =
-      reference ? times_transposed(d.components, *reference, threads) : d.components.copy();
+  Matrix<double> gt = reference ? times_transposed(d.components, *reference, threads, context.poll)
+                                : d.components.copy();
   d.op.analyze(gt.values(), context);
 
   Pair best;
@@ -185,7 +185,7 @@ void choose_nearest(const Matrix<double>* reference, SmoothnessDescrambler& d,
     }
   }
 
-  for (Matrix<double>* const rows : {&d.components, &gt}) mix_rows(best.b, false, *rows, threads);
+  for (Matrix<double>* const rows : {&d.components, &gt}) mix_rows(best.b, false, *rows, context);
   for (std::size_t i = 0; i < best.a.blocks.size(); ++i) {
     const Block block = best.a.blocks[i];
     if (block.size() > 1) {
