@@ -320,7 +320,7 @@ def interfaces(data: bytes) -> None:
         plain = np.asarray(array) if name == "__array_interface__" else None
     except Exception as error:  # whatever NumPy raises at it
         refused = type(error)
-    if plain is not None and (plain.itemsize > 64 or plain.size > 1 << 20):
+    if plain is not None and (plain.itemsize > 64 or math.prod(plain.shape) > 1 << 20):
         plain = None  # of more bytes than there can be, which NumPy does not mind in a view
     if plain is not None and all(step % max(1, plain.itemsize) == 0 for step in plain.strides):
         plain = plain.copy() if plain.flags.aligned else plain
