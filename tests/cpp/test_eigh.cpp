@@ -2,15 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "cpu/divide.hpp"
 #include "cpu/eigh.hpp"
 #include "cpu/eigh_batch.hpp"
 #include "cpu/lapack.hpp"
 #include "cpu/linalg.hpp"
+#include "cpu/tridiagonal.hpp"
 #include "descramble_fast/eigh.hpp"
 #include "descramble_fast/error.hpp"
 #include "random.hpp"
@@ -397,6 +400,51 @@ TEST(Lapack, WorkspaceLengthsOutgrow32BitsAndAreNotAskedFor) {
   EXPECT_GT(cpu::Lapack<double>::syevd_workspace(32767), std::int64_t(1) << 31);
   EXPECT_EQ(cpu::fits_lapack(cpu::Lapack<double>::syevd_workspace(32767)),
             sizeof(cpu::lapack_int) == 8);
+}
+
+TEST(Tridiagonal, HermitianMatricesOfAnySizeComeBackFromTheirEigenpairs) {
+  for (const std::int64_t n : {1, 2, 3, 5, 31, 32, 33, 64, 65, 130}) {
+    const Matrix<double> parts = gaussian(n, 2 * n, unsigned(n));
+    const auto size = static_cast<std::size_t>(n);
+    std::vector<cpu::Complex> a(size * size), tau(size), v(size * size);
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j <= i; ++j) {
+        a[std::size_t(i * n + j)] = {parts(i, 2 * j), i == j ? 0 : parts(i, 2 * j + 1)};
+        a[std::size_t(j * n + i)] = std::conj(a[std::size_t(i * n + j)]);
+      }
+    std::vector<cpu::Complex> work = a;
+    for (std::int64_t i = 0; i < n; ++i)  // the lower triangle alone is read
+      for (std::int64_t j = i + 1; j < n; ++j) work[std::size_t(i * n + j)] = 1e300;
+    std::vector<double> w(size), e(size);
+    Matrix<double> z(n, n);
+    int polls = 0;
+    const auto poll = [&] { ++polls; };
+    {
+      const cpu::SingleBlasThread guard;
+      cpu::tridiagonalise(n, work.data(), w.data(), e.data(), tau.data(), poll);
+      ASSERT_EQ(cpu::divide_and_conquer(n, n, w.data(), e.data(), z.data(), 1, poll), 0);
+      std::ranges::copy(z.values(), v.begin());
+      cpu::transform_back(n, n, work.data(), tau.data(), v.data(), 1, poll);
+    }
+    EXPECT_GE(polls, n);
+    // A = V^H diag(w) V and V V^H = I, V's rows the eigenvectors' conjugates.
+    double off = 0, skew = 0;
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j < n; ++j) {
+        cpu::Complex sum = -a[std::size_t(i * n + j)], product = i == j ? -1 : 0;
+        for (std::int64_t k = 0; k < n; ++k) {
+          sum +=
+              std::conj(v[std::size_t(k * n + i)]) * w[std::size_t(k)] * v[std::size_t(k * n + j)];
+          product += v[std::size_t(i * n + k)] * std::conj(v[std::size_t(j * n + k)]);
+        }
+        off = std::max(off, std::abs(sum));
+        skew = std::max(skew, std::abs(product));
+      }
+    EXPECT_LE(off, 1e-14 * double(n) * std::max(std::abs(w.front()), std::abs(w.back())))
+        << "n = " << n;
+    EXPECT_LE(skew, 1e-14 * double(n)) << "n = " << n;
+    EXPECT_TRUE(std::ranges::is_sorted(w));
+  }
 }
 
 }  // namespace

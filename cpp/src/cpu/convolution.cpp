@@ -3,16 +3,20 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "cpu/divide.hpp"
 #include "cpu/eigh.hpp"
 #include "cpu/fft.hpp"
 #include "cpu/linalg.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/tridiagonal.hpp"
 #include "descramble_fast/eigh.hpp"
 #include "ladder.hpp"
 #include "message.hpp"
@@ -222,10 +226,14 @@ EighCheck check_hermitian(std::int64_t n, const Complex* a, const double* w, con
 }
 
 // W at a few frequencies, and what is made of it.
+// From here on a Hermitian matrix is solved in steps of our own.
+constexpr std::int64_t stepwise_size = 128;
+
 class FrequencySolver {
  public:
-  FrequencySolver(const HalfSpectrum& spectrum, const Kernel& kernel)
-      : kernel_(kernel), spectrum_(spectrum), n_(kernel.rows) {}
+  FrequencySolver(const HalfSpectrum& spectrum, const Kernel& kernel,
+                  const std::function<void()>& poll)
+      : kernel_(kernel), spectrum_(spectrum), poll_(poll), n_(kernel.rows) {}
 
   // Real parts, then imaginary parts, of W at each of them.
   void form(std::span<const Frequency> frequencies) {
@@ -295,7 +303,7 @@ class FrequencySolver {
   void solve_real(double* w, Complex* v, Report& report) {
     Matrix<double> real(n_, n_);
     for (std::int64_t i = 0; i < n_ * n_; ++i) real.data()[i] = moment()[i].real();
-    Eigh<double> solved = eigh<double>(real.view(), {}, {1, {}});
+    Eigh<double> solved = eigh<double>(real.view(), {}, {1, poll_});
     std::ranges::copy(solved.eigenvalues.values(), w);
     for (std::int64_t i = 0; i < n_; ++i) fix_sign(solved.eigenvectors.row(i), n_);
     std::ranges::copy(solved.eigenvectors.values(), v);
@@ -333,7 +341,26 @@ class FrequencySolver {
       const std::string failure = solve_embedded(n_, moment(), w, v);
       return failure.empty() ? judged() : failure;
     };
-    const Rung rungs[] = {{"zheevd", direct}, {"real symmetric form", embedded}};
+    // What zheevd does, in steps of our own, which can be interrupted.
+    const auto in_steps = [&]() -> std::string {
+      Matrix<double> work(n_, 2 * n_), tau(n_, 2), e(1, n_), vectors(n_, n_);
+      auto* const a = reinterpret_cast<Complex*>(work.data());
+      auto* const taus = reinterpret_cast<Complex*>(tau.data());
+      std::copy_n(moment(), n_ * n_, a);
+      std::int64_t info = 0;
+      {
+        const SingleBlasThread guard;
+        tridiagonalise(n_, a, w, e.data(), taus, poll_);
+        info = divide_and_conquer(n_, n_, w, e.data(), vectors.data(), 1, poll_);
+        std::ranges::copy(vectors.values(), v);
+        if (info == 0) transform_back(n_, n_, a, taus, v, 1, poll_);
+      }
+      return info != 0 ? message("info = ", info) : judged();
+    };
+    std::vector<Rung> rungs;
+    if (n_ >= stepwise_size) rungs.push_back({"zhetrd", in_steps});
+    rungs.push_back({"zheevd", direct});
+    rungs.push_back({"real symmetric form", embedded});
     report.driver = climb(rungs, report.fallbacks);
     for (std::int64_t i = 0; i < n_; ++i) fix_phase(v + i * n_, n_);
   }
@@ -342,6 +369,7 @@ class FrequencySolver {
 
   const Kernel& kernel_;
   const HalfSpectrum& spectrum_;
+  const std::function<void()>& poll_;
   std::int64_t n_, count_ = 0;
   Matrix<double> parts_, w_, m_;
 };
@@ -378,7 +406,7 @@ BlockEigenpairs solve_frequencies(const HalfSpectrum& spectrum, const Kernel& ke
   const auto solve_batch = [&](std::int64_t b) {
     const std::int64_t first = b * batch, count = std::min(batch, total - first);
     BatchReport& report = reports[std::size_t(b)];
-    FrequencySolver solver(spectrum, kernel);
+    FrequencySolver solver(spectrum, kernel, poll);
     solver.form({frequencies.data() + first, std::size_t(count)});
     for (std::int64_t f = first; f < first + count; ++f) {
       if (poll) poll();

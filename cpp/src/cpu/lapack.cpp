@@ -46,6 +46,9 @@ void FORTRAN(dtrsm)(const char*, const char*, const char*, const char*, const la
 void FORTRAN(strsm)(const char*, const char*, const char*, const char*, const lapack_int*,
                     const lapack_int*, const float*, const float*, const lapack_int*, float*,
                     const lapack_int*, length, length, length, length);
+void FORTRAN(ztrsm)(const char*, const char*, const char*, const char*, const lapack_int*,
+                    const lapack_int*, const Complex*, const Complex*, const lapack_int*, Complex*,
+                    const lapack_int*, length, length, length, length);
 void FORTRAN(dpotrf)(const char*, const lapack_int*, double*, const lapack_int*, lapack_int*,
                      length);
 void FORTRAN(spotrf)(const char*, const lapack_int*, float*, const lapack_int*, lapack_int*,
@@ -65,20 +68,30 @@ void FORTRAN(dgemv)(const char*, const lapack_int*, const lapack_int*, const dou
 void FORTRAN(sgemv)(const char*, const lapack_int*, const lapack_int*, const float*, const float*,
                     const lapack_int*, const float*, const lapack_int*, const float*, float*,
                     const lapack_int*, length);
+void FORTRAN(zgemv)(const char*, const lapack_int*, const lapack_int*, const Complex*,
+                    const Complex*, const lapack_int*, const Complex*, const lapack_int*,
+                    const Complex*, Complex*, const lapack_int*, length);
 void FORTRAN(dsymv)(const char*, const lapack_int*, const double*, const double*, const lapack_int*,
                     const double*, const lapack_int*, const double*, double*, const lapack_int*,
                     length);
 void FORTRAN(ssymv)(const char*, const lapack_int*, const float*, const float*, const lapack_int*,
                     const float*, const lapack_int*, const float*, float*, const lapack_int*,
                     length);
+void FORTRAN(zhemv)(const char*, const lapack_int*, const Complex*, const Complex*,
+                    const lapack_int*, const Complex*, const lapack_int*, const Complex*, Complex*,
+                    const lapack_int*, length);
 void FORTRAN(dsyr2k)(const char*, const char*, const lapack_int*, const lapack_int*, const double*,
                      const double*, const lapack_int*, const double*, const lapack_int*,
                      const double*, double*, const lapack_int*, length, length);
 void FORTRAN(ssyr2k)(const char*, const char*, const lapack_int*, const lapack_int*, const float*,
                      const float*, const lapack_int*, const float*, const lapack_int*, const float*,
                      float*, const lapack_int*, length, length);
+void FORTRAN(zher2k)(const char*, const char*, const lapack_int*, const lapack_int*, const Complex*,
+                     const Complex*, const lapack_int*, const Complex*, const lapack_int*,
+                     const double*, Complex*, const lapack_int*, length, length);
 void FORTRAN(dlarfg)(const lapack_int*, double*, double*, const lapack_int*, double*);
 void FORTRAN(slarfg)(const lapack_int*, float*, float*, const lapack_int*, float*);
+void FORTRAN(zlarfg)(const lapack_int*, Complex*, Complex*, const lapack_int*, Complex*);
 void FORTRAN(dstedc)(const char*, const lapack_int*, double*, double*, double*, const lapack_int*,
                      double*, const lapack_int*, lapack_int*, const lapack_int*, lapack_int*,
                      length);
@@ -190,6 +203,8 @@ const auto mm = [](auto... arguments) {
 const auto trsm = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dtrsm)(arguments...); })
     FORTRAN(dtrsm)(arguments...);
+  else if constexpr (requires { FORTRAN(ztrsm)(arguments...); })
+    FORTRAN(ztrsm)(arguments...);
   else
     FORTRAN(strsm)(arguments...);
 };
@@ -211,6 +226,8 @@ const auto evd = [](auto... arguments) {
 const auto mv = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dgemv)(arguments...); })
     FORTRAN(dgemv)(arguments...);
+  else if constexpr (requires { FORTRAN(zgemv)(arguments...); })
+    FORTRAN(zgemv)(arguments...);
   else
     FORTRAN(sgemv)(arguments...);
 };
@@ -218,6 +235,8 @@ const auto mv = [](auto... arguments) {
 const auto symmetric_mv = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dsymv)(arguments...); })
     FORTRAN(dsymv)(arguments...);
+  else if constexpr (requires { FORTRAN(zhemv)(arguments...); })
+    FORTRAN(zhemv)(arguments...);
   else
     FORTRAN(ssymv)(arguments...);
 };
@@ -225,6 +244,8 @@ const auto symmetric_mv = [](auto... arguments) {
 const auto r2k = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dsyr2k)(arguments...); })
     FORTRAN(dsyr2k)(arguments...);
+  else if constexpr (requires { FORTRAN(zher2k)(arguments...); })
+    FORTRAN(zher2k)(arguments...);
   else
     FORTRAN(ssyr2k)(arguments...);
 };
@@ -232,6 +253,8 @@ const auto r2k = [](auto... arguments) {
 const auto larfg = [](auto... arguments) {
   if constexpr (requires { FORTRAN(dlarfg)(arguments...); })
     FORTRAN(dlarfg)(arguments...);
+  else if constexpr (requires { FORTRAN(zlarfg)(arguments...); })
+    FORTRAN(zlarfg)(arguments...);
   else
     FORTRAN(slarfg)(arguments...);
 };
@@ -258,7 +281,7 @@ void multiply(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::i
 template <class T>
 void multiply_vector(char trans, std::int64_t m, std::int64_t n, T alpha, const T* a,
                      std::int64_t lda, const T* x, std::int64_t step, T beta, T* y) {
-  const char other = trans == 'N' ? 'T' : 'N';
+  const char other = trans == 'N' ? 'T' : trans == 'T' ? 'N' : 'C';
   const lapack_int rows = lapack_int(n), columns = lapack_int(m), ld = lapack_int(lda);
   const lapack_int every = lapack_int(step), one = 1;
   mv(&other, &rows, &columns, &alpha, a, &ld, x, &every, &beta, y, &one, length(1));
@@ -279,7 +302,7 @@ void update_symmetric(std::int64_t n, std::int64_t k, T alpha, const T* a, const
   const char uplo = 'U', trans = 'N';
   const lapack_int size = lapack_int(n), inner = lapack_int(k), ld_ab = lapack_int(ld);
   const lapack_int ld_c = lapack_int(ldc);
-  const T one = 1;
+  const Real<T> one = 1;
   r2k(&uplo, &trans, &size, &inner, &alpha, a, &ld_ab, b, &ld_ab, &one, c, &ld_c, length(1),
       length(1));
 }
@@ -366,10 +389,18 @@ void gemv(char trans, std::int64_t m, std::int64_t n, float alpha, const float* 
   multiply_vector(trans, m, n, alpha, a, lda, x, step, beta, y);
 }
 
+void gemv(char trans, std::int64_t m, std::int64_t n, Complex alpha, const Complex* a,
+          std::int64_t lda, const Complex* x, std::int64_t step, Complex beta, Complex* y) {
+  multiply_vector(trans, m, n, alpha, a, lda, x, step, beta, y);
+}
+
 void symv(std::int64_t n, const double* a, std::int64_t lda, const double* x, double* y) {
   multiply_symmetric(n, a, lda, x, y);
 }
 void symv(std::int64_t n, const float* a, std::int64_t lda, const float* x, float* y) {
+  multiply_symmetric(n, a, lda, x, y);
+}
+void symv(std::int64_t n, const Complex* a, std::int64_t lda, const Complex* x, Complex* y) {
   multiply_symmetric(n, a, lda, x, y);
 }
 
@@ -381,9 +412,14 @@ void syr2k(std::int64_t n, std::int64_t k, float alpha, const float* a, const fl
            std::int64_t ld, float* c, std::int64_t ldc) {
   update_symmetric(n, k, alpha, a, b, ld, c, ldc);
 }
+void syr2k(std::int64_t n, std::int64_t k, Complex alpha, const Complex* a, const Complex* b,
+           std::int64_t ld, Complex* c, std::int64_t ldc) {
+  update_symmetric(n, k, alpha, a, b, ld, c, ldc);
+}
 
 double reflector(std::int64_t n, double* x) { return reflect(n, x); }
 float reflector(std::int64_t n, float* x) { return reflect(n, x); }
+Complex reflector(std::int64_t n, Complex* x) { return reflect(n, x); }
 
 bool cholesky(std::int64_t n, float* a, std::int64_t lda) { return factor(n, a, lda); }
 bool cholesky(std::int64_t n, double* a, std::int64_t lda) { return factor(n, a, lda); }
@@ -394,6 +430,10 @@ void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std:
 }
 void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
                             double* b, std::int64_t ldb) {
+  solve_triangular(m, n, l, ldl, b, ldb);
+}
+void solve_lower_transposed(std::int64_t m, std::int64_t n, const Complex* l, std::int64_t ldl,
+                            Complex* b, std::int64_t ldb) {
   solve_triangular(m, n, l, ldl, b, ldb);
 }
 
@@ -463,7 +503,6 @@ std::int64_t heevd(std::int64_t n, Complex* a, double* w) {
 
 namespace {
 
-// Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
 template <class Solve>
 std::int64_t with_workspace(const Solve& solve) {
   lapack_int lwork = -1, info = 0;
@@ -477,6 +516,7 @@ std::int64_t with_workspace(const Solve& solve) {
 
 }  // namespace
 
+// Column-major LAPACK sees A^T = V S U^T, so its "U" is our vt and its "VT" our u.
 std::int64_t gesdd(std::int64_t n, double* a, double* s, double* u, double* vt) {
   const lapack_int size = lapack_int(n);
   std::vector<lapack_int> iwork(std::size_t(8 * n), 0);

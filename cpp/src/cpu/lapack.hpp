@@ -57,28 +57,38 @@ void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64
           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
           std::int64_t ldc);
 
-/// y = alpha op(A) x + beta y, A (m, n); x in steps of `step`.
+using Complex = std::complex<double>;
+/// Of the parts of a number.
+template <class T>
+using Real = decltype(std::real(T()));
+
+/// y = alpha op(A) x + beta y, A (m, n); x in steps of `step`. 'C': the complex conjugate of A.
 void gemv(char trans, std::int64_t m, std::int64_t n, double alpha, const double* a,
           std::int64_t lda, const double* x, std::int64_t step, double beta, double* y);
 void gemv(char trans, std::int64_t m, std::int64_t n, float alpha, const float* a, std::int64_t lda,
           const float* x, std::int64_t step, float beta, float* y);
+void gemv(char trans, std::int64_t m, std::int64_t n, Complex alpha, const Complex* a,
+          std::int64_t lda, const Complex* x, std::int64_t step, Complex beta, Complex* y);
 
-/// y = A x for the lower triangle of A (n, n).
+/// y = A x for the lower triangle of A (n, n); where complex, that of the conjugate of a Hermitian
+/// A, and syr2k adds A^T conj(B) + B^T conj(A) to such.
 void symv(std::int64_t n, const double* a, std::int64_t lda, const double* x, double* y);
 void symv(std::int64_t n, const float* a, std::int64_t lda, const float* x, float* y);
+void symv(std::int64_t n, const Complex* a, std::int64_t lda, const Complex* x, Complex* y);
 
 /// The lower triangle of C (n, n) += alpha (A^T B + B^T A), A and B (k, n).
 void syr2k(std::int64_t n, std::int64_t k, double alpha, const double* a, const double* b,
            std::int64_t ld, double* c, std::int64_t ldc);
 void syr2k(std::int64_t n, std::int64_t k, float alpha, const float* a, const float* b,
            std::int64_t ld, float* c, std::int64_t ldc);
+void syr2k(std::int64_t n, std::int64_t k, Complex alpha, const Complex* a, const Complex* b,
+           std::int64_t ld, Complex* c, std::int64_t ldc);
 
 /// Makes of x (n) the v of H = I - tau v v^T, but for its last entry, a 1, in whose place it leaves
-/// that of H x, whose others are 0. Returns tau.
+/// that of H x (of H^H x, where complex), whose others are 0. Returns tau.
 double reflector(std::int64_t n, double* x);
 float reflector(std::int64_t n, float* x);
-
-using Complex = std::complex<double>;
+Complex reflector(std::int64_t n, Complex* x);
 
 void gemm(char trans_a, char trans_b, std::int64_t m, std::int64_t n, std::int64_t k, Complex alpha,
           const Complex* a, std::int64_t lda, const Complex* b, std::int64_t ldb, Complex beta,
@@ -96,6 +106,8 @@ void solve_lower_transposed(std::int64_t m, std::int64_t n, const float* l, std:
                             float* b, std::int64_t ldb);
 void solve_lower_transposed(std::int64_t m, std::int64_t n, const double* l, std::int64_t ldl,
                             double* b, std::int64_t ldb);
+void solve_lower_transposed(std::int64_t m, std::int64_t n, const Complex* l, std::int64_t ldl,
+                            Complex* b, std::int64_t ldb);
 
 /// LAPACK's `info`; each takes the lower triangle of a row-major (n, n), and 64-bit lengths that
 /// the caller has found to fit. Eigenvectors come as rows.
