@@ -38,26 +38,22 @@ def batch(seed: int, j: int, n: int) -> np.ndarray[Any, Any]:
     return rng.integers(-9, 10, size=(1 + int(rng.integers(40)), n)).astype(np.float32)
 
 
-def stream(path: str, seed: int, n: int, stop: int) -> None:
-    """Update and save, from where the file is."""
+def merge(cov: df.Covariance, rows: np.ndarray[Any, Any]) -> df.Covariance:
+    return cov.merge(df.Covariance.from_samples(rows))
+
+
+def stream(path: str, seed: int, n: int, stop: int, add: Any = df.Covariance.update) -> None:
+    """Add batches and save, from where the file is."""
     cov = df.Covariance.load(path) if os.path.exists(path) else df.Covariance(n)
     count = 0
     for j in range(stop):
         rows = batch(seed, j, n)
         count += len(rows)
         if count > cov.count:
-            cov.update(rows).save(path)
+            add(cov, rows).save(path)
 
 
-def gather(path: str, seed: int, n: int, stop: int) -> None:
-    """The same with merges of an accumulator for each batch."""
-    cov = df.Covariance.load(path) if os.path.exists(path) else df.Covariance(n)
-    count = 0
-    for j in range(stop):
-        rows = batch(seed, j, n)
-        count += len(rows)
-        if count > cov.count:
-            cov.merge(df.Covariance.from_samples(rows)).save(path)
+gather = partial(stream, add=merge)
 
 
 def rewrite(path: str, seed: int, n: int, stop: int) -> None:
