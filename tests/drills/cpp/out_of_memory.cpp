@@ -535,6 +535,12 @@ const Experiment experiments[] = {
        return descramble_convolution(View<4>(w.in(), {2, 2, 3, 3}), shape, 2, nullptr, w.context,
                                      w.made_rotations);
      }},
+    {"descramble_convolution of many channels",
+     [](W w) {
+       const Index shape[] = {3};
+       return descramble_convolution(View<3>(w.in(), {128, 128, 1}), shape, 1, nullptr, w.context,
+                                     w.made_rotations);
+     }},
     {"descramble_convolution by threads",
      [](W w) {
        const Index shape[] = {30};
@@ -543,6 +549,12 @@ const Experiment experiments[] = {
      }},
     {"descramble_trace",
      [](W w) { return descramble_trace(View<2>(w.in(), {6, 9}), w.context, w.made_rotations); }},
+    {"descramble_trace by eigenvectors",
+     [](W w) {
+       return descramble_trace(View<2>(w.in(), {130, 130}), w.context, w.made_rotations);
+     }},
+    {"descramble_trace of low rank",
+     [](W w) { return descramble_trace(View<2>(w.in(), {130, 60}), w.context, w.made_rotations); }},
     {"descramble_diagonal",
      [](W w) { return descramble_diagonal(View<2>(w.in(), {6, 5}), w.context, w.made_rotations); }},
     {"descramble_descrambler_read",

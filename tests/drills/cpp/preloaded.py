@@ -20,7 +20,7 @@ memory.start_failing.argtypes = [ctypes.c_long, ctypes.c_int]
 EVERY = len(sys.argv) > 2
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
-square = rng.normal(size=(6, 6))
+square, large = rng.normal(size=(6, 6)), rng.normal(size=(130, 130))
 psd = square @ square.T
 
 
@@ -52,6 +52,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "descramble": lambda c: df.descramble(c, operator=op).matrix,
     "transform": lambda c: d.transform(x),
     "trace": lambda c: df.descramble_weights(square, criterion="trace").matrix,
+    "trace by eigenvectors": lambda c: df.descramble_weights(large, criterion="trace").matrix,
     "diagonal": lambda c: df.descramble_weights(square, criterion="diagonal").matrix,
     "linear_assignment": lambda c: df.linear_assignment(square).columns,
     "nearest_permutation": lambda c: df.nearest_permutation(square).permutation,
