@@ -7,8 +7,8 @@
 #include <string>
 #include <utility>
 
-#include "failing_memory.h"
 #include "inputs.hpp"
+#include "memory.hpp"
 
 namespace drill {
 
@@ -310,9 +310,8 @@ class World {
     check_ok(descramble_context_set_poll(context, poll, this), "set_poll");
     check_ok(descramble_context_set_log(context, log, nullptr), "set_log");
     if (in_.one_in(2))
-      check_ok(
-          descramble_context_set_allocator(context, failing_allocate, failing_release, nullptr),
-          "set_allocator");
+      check_ok(descramble_context_set_allocator(context, allocate, release, nullptr),
+               "set_allocator");
   }
 
   void set_up(const char* call) {
@@ -322,7 +321,7 @@ class World {
         expect(descramble_context_set_threads(c, -1) == DESCRAMBLE_INVALID_ARGUMENT, call, "-1");
         break;
       case 1:
-        expect(descramble_context_set_allocator(c, failing_allocate, nullptr, nullptr) ==
+        expect(descramble_context_set_allocator(c, allocate, nullptr, nullptr) ==
                    DESCRAMBLE_INVALID_ARGUMENT,
                call, "half an allocator");
         break;
@@ -330,8 +329,7 @@ class World {
         check_ok(descramble_context_set_allocator(c, nullptr, nullptr, nullptr), call);
         break;
       case 3:
-        check_ok(descramble_context_set_allocator(c, failing_allocate, failing_release, nullptr),
-                 call);
+        check_ok(descramble_context_set_allocator(c, allocate, release, nullptr), call);
         break;
       case 4: {
         std::int32_t threads = 0;
@@ -356,7 +354,8 @@ class World {
     polls_left_ = plan >= 240 ? in_.below(4) : -1;
     const bool short_of_memory = plan >= 192 && plan < 240;
     if (short_of_memory)
-      start_failing(plan & 1 ? FAIL_NEW : FAIL_CALLERS, in_.byte() % 64, (plan & 2) != 0);
+      start_failing(plan & 1 ? Source::operator_new : Source::caller, in_.byte() % 64,
+                    (plan & 2) != 0);
     descramble_status status = make(context_.get());
     const bool failed = stop_failing() > 0, cancelled = polls_left_ < 0 && plan >= 240;
     polls_left_ = -1;

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstring>
 
-#include "failing_memory.h"
+#include "memory.hpp"
 
 extern "C" void* __libc_malloc(std::size_t bytes);
 
@@ -19,20 +19,20 @@ bool is_of_cpp(const void* caller) {
   return dladdr(caller, &info) != 0 && std::strstr(info.dli_fname, "libstdc++") != nullptr;
 }
 
-bool fails(failing_source source, const void* caller) {
-  return is_failing(source) && is_of_cpp(caller) && ::fails(source);
+bool fails(drill::Source source, const void* caller) {
+  return drill::is_failing(source) && is_of_cpp(caller) && drill::fails(source);
 }
 
 }  // namespace
 
 extern "C" void* malloc(std::size_t bytes) {
-  if (fails(FAIL_MALLOC, __builtin_return_address(0))) return nullptr;
+  if (fails(drill::Source::malloc, __builtin_return_address(0))) return nullptr;
   return __libc_malloc(bytes);
 }
 
 extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
                               void* (*run)(void*), void* argument) {
-  if (fails(FAIL_THREADS, __builtin_return_address(0))) return EAGAIN;
+  if (fails(drill::Source::thread, __builtin_return_address(0))) return EAGAIN;
   static const auto create =
       reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, "pthread_create"));
   return create(thread, attributes, run, argument);

@@ -19,21 +19,22 @@
 #include <span>
 #include <string>
 
-#include "failing_memory.h"
 #include "inputs.hpp"
+#include "memory.hpp"
 
 namespace drill {
 
 namespace {
 
 constexpr Index features = 10, x_features = 5, y_features = 4, places = 12, many = 70,
-                many_rows = 8000, large = 260;
+                many_rows = 8000, large = 260, decaying_size = 1024;
 
 // What calls read, and what they write.
 struct Buffers {
   Numbers random = Numbers(std::size_t(many_rows * many));
   Numbers symmetric = Numbers(std::size_t(large * large));
   Numbers laplacian = Numbers(std::size_t(places * places));
+  Numbers decaying = Numbers(std::size_t(decaying_size * decaying_size));
   Numbers out = Numbers(120'000);
   std::vector<Index> order = std::vector<Index>(1024);
 
@@ -44,6 +45,8 @@ struct Buffers {
       for (Index j = 0; j < large; ++j)
         symmetric[std::size_t(i * large + j)] =
             random[std::size_t(std::max(i, j) * large + std::min(i, j))];
+    for (Index i = 0; i < 20; ++i)
+      decaying[std::size_t(i * (decaying_size + 1))] = 1 / double(1 + i);
     for (Index i = 0; i < places; ++i) {
       laplacian[std::size_t(i * places + i)] = 2;
       laplacian[std::size_t(i * places + (i + 1) % places)] = -1;
@@ -227,7 +230,7 @@ void discard(World& w) {
 
 // Giving back needs no memory.
 void end(World& w) {
-  start_failing(FAIL_NEW, 0, true);
+  start_failing(Source::operator_new, 0, true);
   discard(w);
   for (auto** c : {&w.moments, &w.others, &w.empty, &w.of_many})
     descramble_covariance_destroy(std::exchange(*c, nullptr));
@@ -325,8 +328,7 @@ const Experiment experiments[] = {
      [](W w) {
        descramble_status status = descramble_context_create(&w.made_context);
        if (status == DESCRAMBLE_OK)
-         status = descramble_context_set_allocator(w.made_context, failing_allocate,
-                                                   failing_release, nullptr);
+         status = descramble_context_set_allocator(w.made_context, allocate, release, nullptr);
        if (status != DESCRAMBLE_OK)
          descramble_context_destroy(std::exchange(w.made_context, nullptr));
        return status;
@@ -511,6 +513,8 @@ const Experiment experiments[] = {
     {"descramble_eigh_float64", [](W w) { return eigh(w, w.buffers.symmetric.data(), 1, 40, 40); }},
     {"descramble_eigh_float64 of a few pairs",
      [](W w) { return eigh(w, w.buffers.symmetric.data(), 1, 90, 5); }},
+    {"descramble_eigh_float64 of leading pairs",
+     [](W w) { return eigh(w, w.buffers.decaying.data(), 1, decaying_size, 8); }},
     {"descramble_eigh_float64 of a batch",
      [](W w) { return eigh(w, w.buffers.symmetric.data(), 40, 16, 16); }},
     {"descramble_eigh_float64 by threads",
@@ -692,7 +696,7 @@ struct Counts {
 // The errors that there may be: of memory, in words that say so.
 bool is_out_of_memory(descramble_status status) { return status == DESCRAMBLE_OUT_OF_MEMORY; }
 
-Counts fail_everywhere(World& w, const Experiment& e, failing_source source, bool all, bool every) {
+Counts fail_everywhere(World& w, const Experiment& e, Source source, bool all, bool every) {
   // Reading moments adds up the rows that wait, so that what comes of a call depends in its last
   // bits on whether they were read before it.
   begin(w);
@@ -714,7 +718,7 @@ Counts fail_everywhere(World& w, const Experiment& e, failing_source source, boo
     const std::int64_t live = live_bytes();
     begin(w);
     // Exceptions then come from what the C++ library has put by.
-    if (all) start_failing(FAIL_MALLOC, 0, true);
+    if (all) start_failing(Source::malloc, 0, true);
     start_failing(source, n, all);
     const descramble_status status = e.call(w);
     more = stop_failing();
@@ -730,6 +734,9 @@ Counts fail_everywhere(World& w, const Experiment& e, failing_source source, boo
       if (state(w) != after_at_once) broken("another state");
     } else {
       if (!is_out_of_memory(status) || more == 0) broken("got status " + std::to_string(status));
+      const std::string said = descramble_last_error();
+      if (said.find("out of memory") == said.npos && said.find("bytes") == said.npos)
+        broken("it says " + said);
       if (!nothing_made(w)) broken("a handle is left");
       if (state(w) != before) broken("the state has changed");
       std::fill(w.buffers.out.begin(), w.buffers.out.end(), 0);
@@ -758,7 +765,7 @@ Index without_threads(World& w, const Experiment& e) {
     const pid_t child = fork();
     if (child == 0) {
       begin(w);
-      start_failing(FAIL_THREADS, n, n != 1);
+      start_failing(Source::thread, n, n != 1);
       const descramble_status status = e.call(w);
       stop_failing();
       const bool same = status == DESCRAMBLE_OK && results(w) == expected && state(w) == after;
@@ -825,11 +832,10 @@ int run(int count, char** arguments) {
     if (!every && std::string(e.name).rfind(chosen, 0) != 0) continue;
     for (const bool with_allocator : {false, true})
       for (const bool all : {false, true}) {
-        const failing_source source = with_allocator ? FAIL_CALLERS : FAIL_NEW;
-        need(
-            descramble_context_set_allocator(w.context, with_allocator ? failing_allocate : nullptr,
-                                             with_allocator ? failing_release : nullptr, nullptr),
-            "allocator");
+        const Source source = with_allocator ? Source::caller : Source::operator_new;
+        need(descramble_context_set_allocator(w.context, with_allocator ? allocate : nullptr,
+                                              with_allocator ? release : nullptr, nullptr),
+             "allocator");
         const Counts counts = fail_everywhere(w, e, source, all, every);
         sum.trials += counts.trials;
         sum.failed += counts.failed;

@@ -1,4 +1,4 @@
-#include "failing_memory.h"
+#include "memory.hpp"
 
 #include <atomic>
 #include <cstdio>
@@ -6,9 +6,11 @@
 #include <cstring>
 #include <new>
 
+namespace drill {
+
 namespace {
 
-// No test needs more at once, and machines differ in what they promise.
+// No drill needs more at once, and machines differ in what they promise.
 constexpr std::size_t most_bytes = std::size_t(1) << 30;
 
 struct Plan {
@@ -28,7 +30,7 @@ struct Plan {
   }
 };
 
-constinit Plan plans[FAILING_SOURCES];
+constinit Plan plans[std::size_t(Source::count)];
 constinit std::atomic<std::int64_t> live{0}, live_of_allocator{0};
 
 // Stands before memory, and keeps its alignment.
@@ -61,7 +63,7 @@ Header give_back(void* memory) {
 }
 
 void* take_new(std::size_t bytes, std::size_t alignment) noexcept {
-  return fails(FAIL_NEW) ? nullptr : take(bytes, alignment);
+  return fails(Source::operator_new) ? nullptr : take(bytes, alignment);
 }
 
 void* take_or_throw(std::size_t bytes, std::size_t alignment) {
@@ -71,17 +73,17 @@ void* take_or_throw(std::size_t bytes, std::size_t alignment) {
 
 }  // namespace
 
-bool is_failing(enum failing_source source) { return plans[source].left >= 0; }
-bool fails(enum failing_source source) { return plans[source].fails(); }
+bool is_failing(Source source) { return plans[std::size_t(source)].left >= 0; }
+bool fails(Source source) { return plans[std::size_t(source)].fails(); }
 
-void start_failing(enum failing_source source, int64_t n, bool all) {
-  Plan& plan = plans[source];
+void start_failing(Source source, std::int64_t n, bool all) {
+  Plan& plan = plans[std::size_t(source)];
   plan.failed = 0;
   plan.all = all;
   plan.left = n;
 }
 
-int64_t stop_failing() {
+std::int64_t stop_failing() {
   std::int64_t failed = 0;
   for (Plan& plan : plans) {
     plan.left = -1;
@@ -90,33 +92,35 @@ int64_t stop_failing() {
   return failed;
 }
 
-int64_t live_bytes() { return live; }
-int64_t allocator_bytes() { return live_of_allocator; }
+std::int64_t live_bytes() { return live; }
+std::int64_t allocator_bytes() { return live_of_allocator; }
 
-void* failing_allocate(void*, std::size_t bytes, std::size_t alignment) {
-  void* const memory = fails(FAIL_CALLERS) ? nullptr : take(bytes, alignment);
+void* allocate(void*, std::size_t bytes, std::size_t alignment) {
+  void* const memory = fails(Source::caller) ? nullptr : take(bytes, alignment);
   if (memory != nullptr) live_of_allocator += std::int64_t(bytes);
   return memory;
 }
 
-void failing_release(void*, void* memory, std::size_t bytes, std::size_t alignment) {
+void release(void*, void* memory, std::size_t bytes, std::size_t alignment) {
   live_of_allocator -= std::int64_t(bytes);
   const Header header = give_back(memory);
   if (header.bytes == bytes && header.alignment == alignment) return;
-  std::fprintf(stderr, "failing_release: got %zu bytes at %zu, failing_allocate gave %zu at %zu\n",
-               bytes, alignment, header.bytes, header.alignment);
+  std::fprintf(stderr, "release: got %zu bytes at %zu, allocate gave %zu at %zu\n", bytes,
+               alignment, header.bytes, header.alignment);
   std::abort();
 }
 
-void* operator new(std::size_t bytes) { return take_or_throw(bytes, 16); }
+}  // namespace drill
+
+void* operator new(std::size_t bytes) { return drill::take_or_throw(bytes, 16); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return take_or_throw(bytes, std::size_t(alignment));
+  return drill::take_or_throw(bytes, std::size_t(alignment));
 }
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return take_new(bytes, 16);
+  return drill::take_new(bytes, 16);
 }
 void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return take_new(bytes, std::size_t(alignment));
+  return drill::take_new(bytes, std::size_t(alignment));
 }
 void* operator new[](std::size_t bytes) { return operator new(bytes); }
 void* operator new[](std::size_t bytes, const std::nothrow_t& tag) noexcept {
@@ -125,7 +129,7 @@ void* operator new[](std::size_t bytes, const std::nothrow_t& tag) noexcept {
 void operator delete[](void* memory) noexcept { operator delete(memory); }
 void operator delete[](void* memory, std::size_t) noexcept { operator delete(memory); }
 void operator delete(void* memory) noexcept {
-  if (memory != nullptr) give_back(memory);
+  if (memory != nullptr) drill::give_back(memory);
 }
 void operator delete(void* memory, std::size_t) noexcept { operator delete(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { operator delete(memory); }
