@@ -217,20 +217,22 @@ Matrix<double> Accumulator::correlation() {
   std::vector<double> sizes(static_cast<std::size_t>(n_y_));
   for (std::int64_t j = 0; j < n_y_; ++j) sizes[std::size_t(j)] = size(moments_->first(1) + j);
   Matrix<double> out(n_x_, n_y_);
-  cpu::parallel_for(cpu::threads_of({}), n_x_, [&](std::int64_t i) {
-    const double of_row = size(i);
-    for (std::int64_t j = 0; j < n_y_; ++j) {
-      const double scale = of_row * sizes[std::size_t(j)];
-      out(i, j) = scale > 0 ? std::clamp(moments.scatter(i, j) / scale, -1.0, 1.0) : 0;
-    }
-  });
+  constexpr std::int64_t threaded_work = 1 << 14;
+  cpu::parallel_for(
+      n_x_ * n_y_ < threaded_work ? 1 : cpu::threads_of({}), n_x_, [&](std::int64_t i) {
+        const double of_row = size(i);
+        for (std::int64_t j = 0; j < n_y_; ++j) {
+          const double scale = of_row * sizes[std::size_t(j)];
+          out(i, j) = scale > 0 ? std::clamp(moments.scatter(i, j) / scale, -1.0, 1.0) : 0;
+        }
+      });
   return out;
 }
 
-void Accumulator::assume(Totals totals) {
+double Accumulator::assume(Totals totals) {
   settle_on({});
-  moments_->assume(totals.weight);
   count_ = totals.count;
+  return moments_->assume(totals.weight);
 }
 
 Accumulator Accumulator::to(MomentsPlace place) {

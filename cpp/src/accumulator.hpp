@@ -46,7 +46,8 @@ class Accumulator {
 
   /// On the CPU: the state itself, to be filled in and then assumed.
   cpu::Moments::Settled& settled();
-  void assume(Totals totals);
+  /// As cpu::Moments does.
+  double assume(Totals totals);
   /// Of one set.
   Accumulator to(MomentsPlace place);
 

@@ -88,25 +88,6 @@ Matrix<double> Covariance::covariance(double ddof) const {
   return accumulator_->moment(checked_divisor(weight(), ddof), true);
 }
 
-namespace {
-
-// Sums are watched for overflow on the diagonal, so that no product may exceed both squares. The
-// slack is far above any rounding, and for a million such states in one to overflow.
-template <class Scatter>
-void check_products(const char* argument, std::int64_t n, const Scatter& scatter) {
-  constexpr double slack = std::numeric_limits<double>::max() * 0x1p-20;
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = i + 1; j < n; ++j) {
-      const double x = std::abs(scatter(i, j));
-      if (x > slack && x > std::max(scatter(i, i), scatter(j, j)) + slack)
-        throw InvalidArgument(message(argument, ": not positive semidefinite: ", scatter(i, j),
-                                      " at row ", i, ", column ", j, ", but ", scatter(i, i),
-                                      " and ", scatter(j, j), " on the diagonal"));
-    }
-}
-
-}  // namespace
-
 Covariance Covariance::from_moments(const ArrayView& second_moment,
                                     const std::optional<ArrayView>& mean, double weight,
                                     MomentsPlace place, const Context& context) {
@@ -144,7 +125,7 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
     for (std::int64_t j = i; j < n; ++j) {
       double& x = moments.scatter(i, j);
       x = weight *
-          ((c(i, j) + c(j, i)) / 2 - reference[std::size_t(i)] * reference[std::size_t(j)]);
+          (c(i, j) / 2 + c(j, i) / 2 - reference[std::size_t(i)] * reference[std::size_t(j)]);
       if (!std::isfinite(x))
         throw InvalidArgument(message("second_moment: its product with the weight ", weight,
                                       " or the mean's square overflows at row ", i, ", column ",
@@ -155,8 +136,10 @@ Covariance Covariance::from_moments(const ArrayView& second_moment,
       throw InvalidArgument(
           message("second_moment: not positive semidefinite about the mean: ", c(i, i), " at row ",
                   i, ", column ", i, ", mean ", reference[std::size_t(i)]));
-  check_products("second_moment", n, moments.scatter);
-  out.accumulator_->assume({std::int64_t(std::min(weight, 0x1p62)), weight});
+  if (!(out.accumulator_->assume({std::int64_t(std::min(weight, 0x1p62)), weight}) <=
+        cpu::Moments::most_made))
+    throw InvalidArgument(message("second_moment: its product with the weight ", weight,
+                                  " or the mean's square leaves no room in float64 for more"));
   out.move_to(place);
   return out;
 }
@@ -191,10 +174,8 @@ Covariance Covariance::combine(std::span<const Covariance* const> covariances,
       throw InvalidArgument("count: the number of rows exceeds 2^63 - 1");
     count += totals.count;
   }
-  for (std::int64_t i = 0; i < out.n_; ++i)
-    if (!std::isfinite(moments.scatter(i, i)))
-      throw InvalidArgument("weights: the combined second moment overflows float64");
-  out.accumulator_->assume({count, 1});
+  if (!(out.accumulator_->assume({count, 1}) <= cpu::Moments::most_made))
+    throw InvalidArgument("weights: the combined second moment overflows float64");
   out.move_to({covariances[0]->device()});
   return out;
 }
@@ -261,8 +242,9 @@ Covariance Covariance::from_state(const State& state, MomentsPlace place) {
                                       " or the mean's square overflows at row ", i, ", column ",
                                       j));
     }
-  check_products("scatter", n, moments.scatter);
-  out.accumulator_->assume({state.count, state.weight});
+  if (!(out.accumulator_->assume({state.count, state.weight}) <= cpu::Moments::most_kept))
+    throw InvalidArgument(message("scatter: it, or the weight ", state.weight,
+                                  " times the mean's square, leaves no room in float64 for more"));
   out.move_to(place);
   return out;
 }

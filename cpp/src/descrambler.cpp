@@ -680,15 +680,14 @@ std::vector<double> diagonal_of_product(const Matrix<double>& p, const Matrix<do
   return d;
 }
 
-double sum_of_squares(std::span<const double> x) {
-  return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
-}
-
-// What gave a polar factor; what failed before it, once.
+// What gave a polar factor; of each driver that failed before it, the first reason.
 void record(const cpu::Polar& polar, Route& route) {
   route.driver = polar.driver;
+  const auto driver = [](const std::string& failure) {
+    return failure.substr(0, failure.find(':'));
+  };
   for (const std::string& failure : polar.fallbacks)
-    if (std::ranges::find(route.fallbacks, failure) == route.fallbacks.end())
+    if (std::ranges::find(route.fallbacks, driver(failure), driver) == route.fallbacks.end())
       route.fallbacks.push_back(failure);
 }
 
@@ -712,7 +711,7 @@ MatrixDescrambler descramble_trace(const ArrayView& weight, const Context& conte
   out.cost = rescaled(std::accumulate(d.begin(), d.end(), 0.0), exponent);
   out.initial_cost = rescaled(trace(w), exponent);
   out.bound = rescaled(polar.nuclear_norm, exponent);
-  out.stationarity = polar.skewness;
+  out.stationarity = polar.skewness ? *polar.skewness : cpu::skewness(wt, p, context);
   out.orthogonality_error = cpu::orthogonality_error(p, threads);
   record(polar, out.route);
   bring_back(weight, out, context);
@@ -732,7 +731,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   record(step, route);
   Matrix<double> p = std::move(step.factor);
   std::vector<double> d = diagonal_of_product(p, wt);
-  double cost = sum_of_squares(d), skew = 0;
+  double cost = cpu::sum_of_squares(d), skew = 0;
   std::int64_t iterations = 0;
   for (;; ++iterations) {
     if (context.poll) context.poll();
@@ -745,7 +744,7 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
     record(step, route);
     Matrix<double> next = std::move(step.factor);
     std::vector<double> next_d = diagonal_of_product(next, wt);
-    const double next_cost = sum_of_squares(next_d);
+    const double next_cost = cpu::sum_of_squares(next_d);
     if (!(next_cost > cost)) break;  // at the limit of rounding
     p = std::move(next);
     d = std::move(next_d);
@@ -755,8 +754,8 @@ MatrixDescrambler descramble_diagonal(const ArrayView& weight, const Context& co
   out.cost = rescaled(cost, 2 * exponent);
   std::vector<double> initial(std::size_t(w.rows()));
   for (std::int64_t i = 0; i < w.rows(); ++i) initial[std::size_t(i)] = w(i, i);
-  out.initial_cost = rescaled(sum_of_squares(initial), 2 * exponent);
-  out.bound = rescaled(sum_of_squares(w.values()), 2 * exponent);  // |p_i . w_i| <= |w_i|
+  out.initial_cost = rescaled(cpu::sum_of_squares(initial), 2 * exponent);
+  out.bound = rescaled(cpu::sum_of_squares(w.values()), 2 * exponent);  // |p_i . w_i| <= |w_i|
   out.stationarity = skew;
   out.iterations = iterations;
   out.orthogonality_error = cpu::orthogonality_error(out.matrix(), threads);

@@ -301,7 +301,8 @@ class Covariance:
         Raises
         ------
         ValueError
-            If a shape does not fit, an entry is not finite, or `weight` is not positive.
+            If a shape does not fit, an entry is not finite, `weight` is not positive, or times the
+            moments exceeds an eighth of the largest float64, which leaves no room for more rows.
 
         Examples
         --------

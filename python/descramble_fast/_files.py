@@ -474,7 +474,7 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
                 for begin in range(0, max(1, len(content)), _WRITTEN_AT_ONCE):
                     file.write(memoryview(content)[begin : begin + _WRITTEN_AT_ONCE])
                     file.flush()
-                    os.fsync(file.fileno())  # hears no Ctrl-C
+                    os.fsync(file.fileno())  # deaf to Ctrl-C, hence the parts
             os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:

@@ -245,6 +245,13 @@ TEST(Convolution, TheThreadCountMakesNoDifference) {
             0);
 }
 
+TEST(Convolution, ManyChannelsAreSolvedInSteps) {
+  const std::int64_t n = 128;
+  const auto d = solve(gaussian(n, n * 2, 5), n, n, {2}, {3}, {}, {2});
+  EXPECT_EQ(d.route.driver, "zhetrd, real: dsytrd");
+  EXPECT_TRUE(d.route.fallbacks.empty());
+}
+
 TEST(Convolution, TheCallerCanCancel) {
   const Matrix<double> weight = gaussian(4, 2 * 3, 1);
   struct Cancelled {};

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -40,7 +41,9 @@ TEST(Parallel, AnExceptionReachesTheCallerAndThePoolLivesOn) {
 
 TEST(Parallel, WhoeverPollsHearsThatAnotherHasFailed) {
   struct Stop {};
+  struct Late {};
   std::atomic<bool> helped{false};
+  const auto begin = std::chrono::steady_clock::now();
   const auto caller = std::this_thread::get_id();
   const std::function<void()> poll = cpu::now_and_then([&] {
     if (helped) throw Stop{};
@@ -49,10 +52,12 @@ TEST(Parallel, WhoeverPollsHearsThatAnotherHasFailed) {
     for (;;) {
       helped = helped || std::this_thread::get_id() != caller;
       poll();
+      if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(30)) throw Late{};
       std::this_thread::yield();
     }
   };
   EXPECT_THROW(parallel_for(2, 2, endless, poll), Stop);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
   helped = false;
   EXPECT_NO_THROW(parallel_for(2, 2, [&](std::int64_t) { poll(); }, poll));
 }

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -64,6 +65,23 @@ struct Case {
   std::string name;
   Matrix<double> a;
 };
+
+// Small singular values whose directions do not spread.
+std::vector<Case> lone_cases(std::int64_t n) {
+  std::vector<Case> out;
+  for (const double low : {3e-13, 6e-13, 1e-14}) {
+    Matrix<double> a(n, n, 0.0);
+    a(0, 0) = 1;
+    const Matrix<double> q = random_orthogonal(n - 1, 10);
+    for (std::int64_t i = 1; i < n; ++i)
+      for (std::int64_t j = 1; j < n; ++j) {
+        const double sign = std::popcount(std::uint64_t(i & j)) % 2 == 0 ? 1 : -1;
+        a(i, j) = low * (low < 1e-13 ? sign : q(i - 1, j - 1));
+      }
+    out.push_back({"one beside " + std::to_string(std::log10(low)), std::move(a)});
+  }
+  return out;
+}
 
 std::vector<Case> cases(std::int64_t n) {
   const auto step = [n](double where, double high, double low) {
@@ -136,25 +154,30 @@ TEST(Polar, IsTheIdentityOnSingularDirections) {
   EXPECT_LE(largest_difference(cpu::polar(half, {}).factor, expected), 1e-15);
 }
 
+void expect_found_by_gram(const Case& c) {
+  const Matrix<double>& a = c.a;
+  const std::int64_t n = a.rows();
+  SCOPED_TRACE(c.name + ", n = " + std::to_string(n));
+  const cpu::Polar polar = cpu::polar(a, {.threads = 2});
+  EXPECT_EQ(polar.driver, "gram") << (polar.fallbacks.empty() ? "" : polar.fallbacks.front());
+  const double unit = double(n) * epsilon;
+  const Matrix<double> q = product(transpose(polar.factor), polar.factor);
+  EXPECT_LE(largest_difference(q, identity(n)), 2 * unit);
+  EXPECT_LE(polar.skewness.value_or(1), 5 * unit);
+  // What is null to rounding may be turned as the identity wants it, at that cost.
+  const Svd svd = lapack(a);
+  const double rounding = 5 * unit * std::sqrt(double(n)) * svd.s.front();
+  double nuclear = 0, null = 0, trace = 0;
+  for (const double s : svd.s) (s > unit * svd.s.front() ? nuclear : null) += s;
+  for (std::int64_t i = 0; i < n * n; ++i) trace += polar.factor.data()[i] * a.data()[i];
+  EXPECT_LE(std::abs(polar.nuclear_norm - nuclear), 2 * null + rounding);
+  EXPECT_LE(std::abs(trace - nuclear), 2 * null + rounding);
+}
+
 TEST(Polar, OfAnyConditionIsFoundWithoutASingularValueDecomposition) {
   for (const std::int64_t n : {128, 161})
-    for (const auto& [name, a] : cases(n)) {
-      SCOPED_TRACE(name + ", n = " + std::to_string(n));
-      const cpu::Polar polar = cpu::polar(a, {.threads = 2});
-      EXPECT_EQ(polar.driver, "gram") << (polar.fallbacks.empty() ? "" : polar.fallbacks.front());
-      const double unit = double(n) * epsilon;
-      const Matrix<double> q = product(transpose(polar.factor), polar.factor);
-      EXPECT_LE(largest_difference(q, identity(n)), 2 * unit);
-      EXPECT_LE(polar.skewness, 5 * unit);
-      // What is null to rounding may be turned as the identity wants it, at that cost.
-      const Svd svd = lapack(a);
-      const double rounding = 5 * unit * std::sqrt(double(n)) * svd.s.front();
-      double nuclear = 0, null = 0, trace = 0;
-      for (const double s : svd.s) (s > unit * svd.s.front() ? nuclear : null) += s;
-      for (std::int64_t i = 0; i < n * n; ++i) trace += polar.factor.data()[i] * a.data()[i];
-      EXPECT_LE(std::abs(polar.nuclear_norm - nuclear), 2 * null + rounding);
-      EXPECT_LE(std::abs(trace - nuclear), 2 * null + rounding);
-    }
+    for (const Case& c : cases(n)) expect_found_by_gram(c);
+  for (const Case& c : lone_cases(256)) expect_found_by_gram(c);
 }
 
 TEST(Polar, IsNearestToTheIdentityWhereverThereIsAChoice) {

@@ -296,6 +296,12 @@ def descramble_conv() -> Work:
 
 
 @solve
+def descramble_conv_wide() -> Work:
+    weight = normal(512, 512, 2, 2)
+    return lambda: df.descramble_conv(weight, (5, 5)).eigenvalues
+
+
+@solve
 def weights_trace() -> Work:
     w = normal(1500, 1500)
     return lambda: df.descramble_weights(w, criterion="trace").matrix

@@ -66,7 +66,7 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   /// and nothing can be added. O(n^2).
   ///
   /// Throws InvalidArgument (shapes, NaN or infinity, a diagonal that no samples have, a weight
-  /// that is not positive) and TypeError (dtype).
+  /// that is not positive, or sums beyond an eighth of the largest double) and TypeError (dtype).
   static Covariance from_moments(const ArrayView& second_moment,
                                  const std::optional<ArrayView>& mean, double weight,
                                  MomentsPlace place = {}, const Context& context = {});
@@ -129,8 +129,8 @@ class DESCRAMBLE_FAST_EXPORT Covariance {
   };
   /// A copy, 4 n^2 bytes, in the host's memory. O(n^2).
   State state() const;
-  /// O(n^2). Throws InvalidArgument where the lengths disagree or an entry is negative, NaN or
-  /// infinite.
+  /// O(n^2). Throws InvalidArgument where the lengths disagree, or an entry is negative, NaN,
+  /// infinite or so large that more rows could overflow.
   static Covariance from_state(const State& state, MomentsPlace place = {});
 
  private:

@@ -225,10 +225,10 @@ EighCheck check_hermitian(std::int64_t n, const Complex* a, const double* w, con
   return {norm(rest), norm(overlap)};
 }
 
-// W at a few frequencies, and what is made of it.
 // From here on a Hermitian matrix is solved in steps of our own.
 constexpr std::int64_t stepwise_size = 128;
 
+// W at a few frequencies, and what is made of it.
 class FrequencySolver {
  public:
   FrequencySolver(const HalfSpectrum& spectrum, const Kernel& kernel,
@@ -441,7 +441,7 @@ BlockEigenpairs solve_frequencies(const HalfSpectrum& spectrum, const Kernel& ke
 
 double frequency_workspace(std::int64_t rows, std::int64_t columns, double taps) {
   const double n = double(rows), batch = double(batch_of(rows, columns));
-  // W in parts and complex, M; what zheevd takes, or dsyevd; turns.
+  // W in parts and complex, M; what a solver takes; turns.
   return sizeof(double) * (2 * (batch + 1) * n * double(columns) + 2 * n * n + 4 * n * n + 256 * n +
                            2 * batch * taps);
 }

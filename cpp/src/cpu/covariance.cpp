@@ -517,10 +517,18 @@ Moments::Settled& Moments::settled() {
   return settled_;
 }
 
-void Moments::assume(double weight) {
+double Moments::assume(double weight) {
   weight_ = settled_.weight = weight;
-  for (std::int64_t i = 0; i < sets_.front().n; ++i)
+  given_ = true;
+  const std::int64_t n = sets_.front().n;
+  double most = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double mean = settled_.reference[std::size_t(i)] + settled_.offset[std::size_t(i)];
+    most = std::max(most, weight * mean * mean);
+    for (std::int64_t j = i; j < n; ++j) most = std::max(most, std::abs(settled_.scatter(i, j)));
     settled_.squares[std::size_t(i)] = settled_.scatter(i, i);
+  }
+  return most;
 }
 
 bool Moments::merge(Moments& other) {
@@ -533,18 +541,26 @@ bool Moments::merge(Moments& other) {
   if (mine.weight > 0)
     for (std::size_t j = 0; j < shift.size(); ++j)
       shift[j] = (theirs.reference[j] - mine.reference[j]) + (theirs.offset[j] - mine.offset[j]);
-  for (std::size_t j = 0; j < shift.size(); ++j)  // the largest sums are those of squares
-    if (!std::isfinite(mine.squares[j] + theirs.squares[j] + correction * (shift[j] * shift[j])))
-      return false;
-
+  const double share = theirs.weight / weight;
+  for (std::size_t j = 0; j < shift.size(); ++j) {
+    const double mean = mine.weight > 0 ? mine.reference[j] + (mine.offset[j] + share * shift[j])
+                                        : theirs.reference[j] + theirs.offset[j];
+    const double square = mine.squares[j] + theirs.squares[j] + correction * (shift[j] * shift[j]);
+    if (!(square <= most_made && weight * mean * mean <= most_made)) return false;
+  }
   const int threads = threads_for(element_work * padded() * padded(), {});
+  // Of samples the largest sums are those of squares; what was given may be anything.
+  if ((given_ || other.given_) && !sums_within(most_made, mine.scatter, theirs.scatter,
+                                               sets_.back().first, correction, shift, threads))
+    return false;
+
+  given_ = given_ || other.given_;
   add_all(mine.scatter.values(), theirs.scatter.values(), threads);
   add_outer(mine.scatter, sets_.back().first, correction, shift, 0, shift, threads);
   for (std::size_t j = 0; j < shift.size(); ++j)
     mine.squares[j] += theirs.squares[j] + correction * (shift[j] * shift[j]);
   if (mine.weight > 0) {
-    for (std::size_t j = 0; j < shift.size(); ++j)
-      mine.offset[j] += (theirs.weight / weight) * shift[j];
+    for (std::size_t j = 0; j < shift.size(); ++j) mine.offset[j] += share * shift[j];
   } else {
     mine.reference = theirs.reference;
     mine.offset = theirs.offset;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <vector>
@@ -51,8 +52,15 @@ class Moments {
     Scatter scatter;
   };
   Settled& settled();
-  /// After the settled reference, offset and scatter of one set were filled in by the caller.
-  void assume(double weight);
+  /// The largest entry of a scatter, and weight times a mean's square, that merging, and whoever
+  /// fills moments in, may make: above, rows that are yet to come could overflow unseen. (The
+  /// squares of W rows sum up to max / 64 (1 + ln W), less than 0.6 of the largest number.) What
+  /// was kept may be what more rows have made of that.
+  static constexpr double most_made = std::numeric_limits<double>::max() / 8;
+  static constexpr double most_kept = std::numeric_limits<double>::max() / 5;
+  /// After the settled reference, offset and scatter of one set were filled in by the caller. The
+  /// largest such number.
+  double assume(double weight);
   /// Adds another's rows (Chan, Golub and LeVeque). False, and nothing done, where sums overflow.
   bool merge(Moments& other);
 
@@ -92,6 +100,8 @@ class Moments {
   std::int64_t padded() const { return std::int64_t(settled_.reference.size()); }
 
   std::vector<Set> sets_;
+  /// Whether moments came from elsewhere, which may be those of no samples.
+  bool given_ = false;
   double weight_ = 0;
   Settled settled_;
   Open open_;

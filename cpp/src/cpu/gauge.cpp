@@ -36,12 +36,6 @@ std::vector<Block> partition(std::span<const Block> runs, std::int64_t n) {
   return out;
 }
 
-Matrix<double> identity(std::int64_t n) {
-  Matrix<double> out(n, n, 0);
-  for (std::int64_t i = 0; i < n; ++i) out(i, i) = 1;
-  return out;
-}
-
 // Sets each factor to the polar factor of g's diagonal block, or of its transpose; returns the sum
 // of the nuclear norms, the inner product of g with the result.
 double fit(const Matrix<double>& g, bool transpose, BlockOrthogonal& q, const Context& context) {

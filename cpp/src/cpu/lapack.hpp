@@ -70,13 +70,13 @@ void gemv(char trans, std::int64_t m, std::int64_t n, float alpha, const float* 
 void gemv(char trans, std::int64_t m, std::int64_t n, Complex alpha, const Complex* a,
           std::int64_t lda, const Complex* x, std::int64_t step, Complex beta, Complex* y);
 
-/// y = A x for the lower triangle of A (n, n); where complex, that of the conjugate of a Hermitian
-/// A, and syr2k adds A^T conj(B) + B^T conj(A) to such.
+/// y = A x for the lower triangle of A (n, n); y = conj(A) x where A is Hermitian.
 void symv(std::int64_t n, const double* a, std::int64_t lda, const double* x, double* y);
 void symv(std::int64_t n, const float* a, std::int64_t lda, const float* x, float* y);
 void symv(std::int64_t n, const Complex* a, std::int64_t lda, const Complex* x, Complex* y);
 
-/// The lower triangle of C (n, n) += alpha (A^T B + B^T A), A and B (k, n).
+/// The lower triangle of C (n, n) += alpha (A^T B + B^T A), A and B (k, n); where C is
+/// Hermitian, conj(C) += alpha A^T conj(B) + its conjugate transpose.
 void syr2k(std::int64_t n, std::int64_t k, double alpha, const double* a, const double* b,
            std::int64_t ld, double* c, std::int64_t ldc);
 void syr2k(std::int64_t n, std::int64_t k, float alpha, const float* a, const float* b,

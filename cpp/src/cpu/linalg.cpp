@@ -26,7 +26,7 @@ void each_tile(std::int64_t rows, std::int64_t columns, std::int64_t depth, int 
                const std::function<void()>& poll, const Callable& body) {
   std::int64_t height = columns <= 512 ? 128 : 512;
   const std::int64_t width = rows * columns < 1 << 21 ? 512 : 1024;
-  while (height > 64 && height * width * depth > most_unheard) height /= 2;
+  while (height > 16 && height * width * depth > most_unheard) height /= 2;
   const std::int64_t across = ceil_div(columns, width);
   const bool small = rows * columns * depth < 1 << 18;
   const SingleBlasThread guard;
@@ -77,8 +77,10 @@ Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threa
 }
 
 Matrix<double> gram(const Matrix<double>& x, int threads, const std::function<void()>& poll) {
-  constexpr std::int64_t tile = 512;
-  const std::int64_t n = x.rows(), k = x.columns(), across = ceil_div(n, tile);
+  const std::int64_t n = x.rows(), k = x.columns();
+  std::int64_t tile = 512;
+  while (tile > 64 && tile * tile * k > most_unheard) tile /= 2;
+  const std::int64_t across = ceil_div(n, tile);
   Matrix<double> out(n, n);
   {
     const SingleBlasThread guard;
@@ -132,31 +134,35 @@ double orthogonality_error(const Matrix<double>& rows, int threads) {
       for (std::int64_t p = 0; p < probes; ++p) sum[p] += rows(i, j) * mixed(j, p);
     for (std::int64_t p = 0; p < probes; ++p) signs(p, i) -= sum[p];
   });
-  const auto squares = signs.values();
-  return std::sqrt(std::inner_product(squares.begin(), squares.end(), squares.begin(), 0.0) /
-                   double(probes));
+  return std::sqrt(sum_of_squares(signs.values()) / double(probes));
 }
 
-namespace {
+Matrix<double> identity(std::int64_t n) {
+  Matrix<double> out(n, n, 0);
+  for (std::int64_t i = 0; i < n; ++i) out(i, i) = 1;
+  return out;
+}
+
+double sum_of_squares(std::span<const double> x) {
+  return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+}
 
 // As many lanes as let a compiler use its vector registers.
-double largest_magnitude(const double* x, std::int64_t n) {
-  constexpr std::int64_t lanes = 8;
+double largest_magnitude(std::span<const double> x) {
+  constexpr std::size_t lanes = 8;
   double top[lanes] = {};
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (std::int64_t l = 0; l < lanes; ++l) {
+  std::size_t i = 0;
+  for (; i + lanes <= x.size(); i += lanes)
+    for (std::size_t l = 0; l < lanes; ++l) {
       const double magnitude = std::abs(x[i + l]);
       top[l] = top[l] < magnitude ? magnitude : top[l];
     }
-  for (; i < n; ++i) top[0] = std::max(top[0], std::abs(x[i]));
+  for (; i < x.size(); ++i) top[0] = std::max(top[0], std::abs(x[i]));
   return *std::max_element(top, top + lanes);
 }
 
-}  // namespace
-
 void fix_sign(double* vector, std::int64_t n) {
-  const double largest = largest_magnitude(vector, n);
+  const double largest = largest_magnitude({vector, std::size_t(n)});
   const double* const first = std::find_if(
       vector, vector + n, [largest](double x) { return std::abs(x) >= largest * (1 - 1e-6); });
   if (first != vector + n && *first < 0)

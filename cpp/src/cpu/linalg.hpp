@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "descramble_fast/view.hpp"
 
@@ -14,6 +15,11 @@ Matrix<double> times_transposed(const Matrix<double>& x, const Matrix<double>& b
 /// X B for X (r, k), B (k, n).
 Matrix<double> times(const Matrix<double>& x, const Matrix<double>& b, int threads,
                      const std::function<void()>& poll = {});
+
+Matrix<double> identity(std::int64_t n);
+
+double sum_of_squares(std::span<const double> x);
+double largest_magnitude(std::span<const double> x);
 
 /// X X^T.
 Matrix<double> gram(const Matrix<double>& x, int threads, const std::function<void()>& poll = {});

@@ -27,22 +27,6 @@ constexpr std::size_t threaded_work = 1 << 14;
 // From here on a singular value decomposition is better off with threads of its own.
 constexpr std::int64_t threaded_size = 256;
 
-double sum_of_squares(std::span<const double> x) {
-  return std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
-}
-
-double largest_magnitude(const Matrix<double>& a) {
-  double out = 0;
-  for (const double x : a.values()) out = std::max(out, std::abs(x));
-  return out;
-}
-
-Matrix<double> identity(std::int64_t n) {
-  Matrix<double> out(n, n, 0);
-  for (std::int64_t i = 0; i < n; ++i) out(i, i) = 1;
-  return out;
-}
-
 Matrix<double> rows_of(const Matrix<double>& x, std::int64_t begin, std::int64_t end) {
   Matrix<double> out(end - begin, x.columns());
   std::copy_n(x.row(begin), out.values().size(), out.data());
@@ -63,6 +47,10 @@ struct Singular {
 
 class GramSolver {
  public:
+  struct Unsolved {
+    std::string why;
+  };
+
   explicit GramSolver(const Context& context)
       : context_{context.threads, context.poll},
         threads_(threads_of(context)),
@@ -84,7 +72,7 @@ class GramSolver {
 
   // Beside the whole matrix.
   static bool is_zero(const Matrix<double>& part) {
-    return largest_magnitude(part) <= double(part.rows()) * epsilon;
+    return std::sqrt(sum_of_squares(part.values())) <= double(part.rows()) * epsilon;
   }
 
   template <class Callable>
@@ -106,11 +94,17 @@ class GramSolver {
     return out;
   }
 
-  Eigh<double> eigenpairs(const Matrix<double>& a) { return eigh<double>(a.view(), {}, context_); }
+  Eigh<double> eigenpairs(const Matrix<double>& a) {
+    try {
+      return eigh<double>(a.view(), {}, context_);
+    } catch (const BackendError& error) {
+      throw Unsolved{error.what()};
+    }
+  }
 
   // Makes rows orthonormal that nearly are. Of lengths d they were once U D, and to first order in
-  // E = U^T U - I the polar factor of U D is U (I - F), F_ij = E_ij d_i / (d_i + d_j): where d is
-  // constant, or after that step, the nearest orthonormal basis.
+  // E = U^T U - I the polar factor of U D is U (I - F), F_ij = E_ij d_i / (d_i + d_j), by columns:
+  // where d is constant, or after that step, the nearest orthonormal basis.
   void orthonormalise(Matrix<double>& u, std::span<const double> d = {}) {
     for (int step = 0; step < 8; ++step) {
       Matrix<double> e = gram(u, threads_, poll_);
@@ -160,7 +154,7 @@ class GramSolver {
       const Matrix<double> at = transposed(a, threads_);
       Eigh<double> pairs = eigenpairs(gram(at, threads_, poll_));
       const double* const w = pairs.eigenvalues.data();
-      while (!(w[lost] >= parted * parted * w[n - 1])) ++lost;
+      while (lost + 1 < n && !(w[lost] >= parted * parted * w[n - 1])) ++lost;
       v = std::move(pairs.eigenvectors);
     }
     Matrix<double> images = times_transposed(v, a, threads_, poll_);
@@ -215,6 +209,8 @@ class GramSolver {
     subtract(times(k, u, threads_, poll_), u);  // rows: U + K^T U
     subtract(times(j, v, threads_, poll_), v);
     subtract(times(j, images, threads_, poll_), images);
+    k = {};
+    j = {};
     orthonormalise(u);
     orthonormalise(v);
   }
@@ -227,14 +223,18 @@ class GramSolver {
 };
 
 // Turns those u_i whose singular values vanish, so that the map between the two null spaces is the
-// one nearest to the identity.
-void complete(Singular& x, const Context& context) {
+// one nearest to the identity. Returns the sum of these singular values.
+double complete(Singular& x, const Context& context) {
   const std::int64_t n = x.u.rows();
   const double tiny = double(n) * epsilon * *std::max_element(x.s.begin(), x.s.end());
   std::vector<std::int64_t> null;
-  for (std::int64_t i = 0; i < n; ++i)
-    if (i < x.null || !(x.s[std::size_t(i)] > tiny)) null.push_back(i);
-  if (null.empty()) return;
+  double sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (i >= x.null && x.s[std::size_t(i)] > tiny) continue;
+    null.push_back(i);
+    sum += x.s[std::size_t(i)];
+  }
+  if (null.empty()) return 0;
   const auto chosen = [&](const Matrix<double>& rows) {
     Matrix<double> out(std::int64_t(null.size()), n);
     for (std::size_t i = 0; i < null.size(); ++i)
@@ -249,6 +249,7 @@ void complete(Singular& x, const Context& context) {
   const Matrix<double> turned = times(turn, u, threads, poll);
   for (std::size_t i = 0; i < null.size(); ++i)
     std::copy_n(turned.row(std::int64_t(i)), n, x.u.row(null[i]));
+  return sum;
 }
 
 using SvdOf = std::int64_t (*)(std::int64_t, double*, double*, double*, double*);
@@ -299,29 +300,35 @@ Polar polar(const Matrix<double>& matrix, const Context& context) {
     out.driver = "sign";
     return out;
   }
-  const double largest = largest_magnitude(matrix);
+  const double largest = largest_magnitude(matrix.values());
   const int exponent = largest > 0 ? std::ilogb(largest) : 0;
   Matrix<double> a = matrix.copy();
   if (exponent != 0)
     for (double& x : a.values()) x = std::ldexp(x, -exponent);
   Singular found;
+  double null = 0;  // the sum of singular values that count as none
   const auto conclude = [&] {
-    complete(found, context);
+    null = complete(found, context);
     out.nuclear_norm = std::accumulate(found.s.begin(), found.s.end(), 0.0);
     out.factor = times(transposed(found.u, threads), found.v, threads, now_and_then(context.poll));
-    out.skewness = skewness(a, out.factor, context);
   };
   const auto by_gram = [&]() -> std::string {
     try {
       found = GramSolver(context).solve(a);
-      conclude();
-    } catch (const BackendError& error) {
-      return error.what();
+    } catch (const GramSolver::Unsolved& unsolved) {
+      return unsolved.why;
     }
+    conclude();
     const double limit = 50 * double(n) * epsilon;
     const double error = orthogonality_error(out.factor, threads);
     if (!(error <= limit)) return message("orthogonality error ", error, " above ", limit);
-    if (!(out.skewness <= limit)) return message("skewness ", out.skewness, " above ", limit);
+    out.skewness = skewness(a, out.factor, context);
+    if (!(*out.skewness <= limit)) return message("skewness ", *out.skewness, " above ", limit);
+    const auto x = a.values(), y = out.factor.values();
+    const double trace = std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+    const double most = limit * std::sqrt(sum_of_squares(x)) + 2 * null;
+    const double missing = out.nuclear_norm - trace;
+    if (!(missing <= most)) return message("trace short by ", missing, ", above ", most);
     return {};
   };
   const auto by_svd = [&](SvdOf svd) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,8 @@ struct Polar {
   /// The sum of |A v| over an orthonormal basis of right singular vectors v: the sum of the
   /// singular values, and never below it but for rounding, whatever the error of the basis.
   double nuclear_norm = 0;
-  /// skewness(A, factor).
-  double skewness = 0;
+  /// skewness(A, factor), where that was looked at.
+  std::optional<double> skewness;
   std::string driver;
   std::vector<std::string> fallbacks;
 };

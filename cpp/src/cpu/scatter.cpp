@@ -1,6 +1,8 @@
 #include "cpu/scatter.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 
 #include "cpu/parallel.hpp"
 
@@ -49,6 +51,23 @@ void add_all(std::span<double> to, std::span<const double> terms, int threads) {
       for (std::int64_t i = 0; i < length; ++i) sum[i] += term[i];
     }
   });
+}
+
+bool sums_within(double most, const Scatter& a, const Scatter& b, std::int64_t first_column,
+                 double c, std::span<const double> u, int threads) {
+  std::atomic<bool> within{true};
+  parallel_for(threads, a.column_strips(), [&](std::int64_t s) {
+    const double* const right = u.data() + first_column + strip * s;
+    const double* x = a.values().data() + a.offset(0, s);
+    const double* y = b.values().data() + b.offset(0, s);
+    bool fine = true;
+    for (std::int64_t i = 0; i < strip * a.row_strips(s); ++i, x += strip, y += strip) {
+      const double left = c * u[std::size_t(i)];
+      for (int j = 0; j < strip; ++j) fine &= std::abs(x[j] + y[j] + left * right[j]) <= most;
+    }
+    if (!fine) within = false;
+  });
+  return within;
 }
 
 void copy_values(std::span<const double> from, std::span<double> to, int threads) {

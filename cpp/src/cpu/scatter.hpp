@@ -53,6 +53,10 @@ class Scatter {
 /// Adds the terms, each as long as `to`, in their order.
 void add_all(std::span<double> to, std::span<const double> terms, int threads);
 
+/// Whether no entry of a + b + c u u^T, for scatters of one shape, exceeds `most`.
+bool sums_within(double most, const Scatter& a, const Scatter& b, std::int64_t first_column,
+                 double c, std::span<const double> u, int threads);
+
 void copy_values(std::span<const double> from, std::span<double> to, int threads);
 
 /// scatter += a u u^T - b v v^T; u and v by padded column, of which the right-hand set begins at

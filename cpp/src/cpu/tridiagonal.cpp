@@ -81,8 +81,8 @@ void tridiagonalise(std::int64_t n, T* a, Real<T>* d, Real<T>* e, T* tau,
 template <class T>
 void transform_back(std::int64_t n, std::int64_t k, T* a, T* tau, T* v, int threads,
                     const std::function<void()>& poll) {
-  // Panel p holds the reflections of rows [1 + p panel, ...) of a, H_1 H_2 ... = I - Y^T S Y with
-  // S^-1 upper triangular: 1 / tau on its diagonal, Y Y^T above.
+  // Panel p holds the reflections of rows [1 + p panel, ...) of a: V <- V (I - Y^H S Y) with S^-1
+  // upper triangular, 1 / tau on its diagonal and Y Y^H above.
   const std::int64_t panel = panel_of(n);
   const std::int64_t panels = (n - 1 + panel - 1) / panel;
   Matrix<T> inverses(panels * panel, panel);
@@ -91,11 +91,7 @@ void transform_back(std::int64_t n, std::int64_t k, T* a, T* tau, T* v, int thre
     const std::int64_t first = first_of(p), end = std::min(n, first + panel), count = end - first;
     for (std::int64_t r = first; r < end; ++r) {
       T* const row = a + r * n;
-      if (tau[r - 1] == T(0)) {
-        std::fill(row, row + end, T(0));
-        continue;
-      }
-      std::fill(row + r, row + end, T(0));
+      std::fill(tau[r - 1] == T(0) ? row : row + r, row + end, T(0));
     }
     T* const inverse = inverses.row(p * panel);
     gemm('N', 'C', count, count, end - 1, T(1), a + first * n, n, a + first * n, n, T(0), inverse,
