@@ -280,7 +280,7 @@ ArrayView view_of(const char* argument, const descramble_array* array) {
     if (extent > most / 8) refuse("shape: the number of bytes does not fit 63 bits");
   }
   if (a.strides != nullptr && !empty) {
-    std::int64_t left = most / element;
+    std::int64_t left = most / element - 1;  // beside the last element itself
     for (std::size_t i = 0; i < rank; ++i) {
       const std::int64_t steps = a.shape[i] - 1, stride = a.strides[i];
       if (stride < -left || (steps > 0 && std::abs(stride) > left / steps))

@@ -77,7 +77,7 @@ class Kind:
         # (torch says it sooner than by DLPack.)
         if getattr(array, "is_cuda", True) and hasattr(array, "__dlpack_device__"):
             kind, number = array.__dlpack_device__()
-            self._cuda = int(number) if kind in _CUDA_DEVICES else None
+            self._cuda = operator.index(number) if kind in _CUDA_DEVICES else None
 
     def adopt(self, other: Kind) -> None:
         """Remember another's library, unless one is known already."""

@@ -1245,7 +1245,7 @@ class World {
       }
     };
     if (call("permute", make, a.odd) != DESCRAMBLE_OK || a.odd) return;
-    check_places(order, kind == 3 ? m : n, "permute");
+    check_places(order, kind == 3 ? a.view()->shape[1] : n, "permute");
     const double scale = largest(a.array.values);
     expect(report.bound >= report.cost - 1e-11 * double(n) * std::max(scale, scale * scale) ||
                scale > 1e140,
