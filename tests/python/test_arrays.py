@@ -452,7 +452,7 @@ def test_a_device_that_is_no_pair_of_integers_is_a_type_error(device: Any) -> No
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan"), 0.0, "0"])
 def test_the_number_of_a_cuda_device_is_an_integer(number: Any) -> None:
-    with pytest.raises(TypeError, match="integer|__dlpack_device__"):
+    with pytest.raises(TypeError, match=r"integer|__dlpack_device__"):
         df.linear_assignment(BrokenProducer((2, number)))
 
 
