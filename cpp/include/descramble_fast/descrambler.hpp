@@ -212,9 +212,8 @@ preactivation_moment(const ArrayView& weight, const std::optional<ArrayView>& bi
                      const std::optional<ArrayView>& input_mean, const Context& context = {});
 
 /// max tr(P W): orthogonal Procrustes, exact, for W of shape (n, m). Columns beyond n do not count,
-/// missing ones count as 0. O(n^3), on the CPU, in some 10 n^2 doubles: by the eigenvectors of W^T
-/// W
-/// ("gram"), from n = 128 on, or a singular value decomposition. P lies where W does.
+/// missing ones count as 0. O(n^3), on the CPU, in some 10 n^2 doubles: from n = 128 on by the
+/// eigenvectors of W^T W ("gram"), else by a singular value decomposition. P lies where W does.
 ///
 /// Throws InvalidArgument (shape, NaN or infinity, overflow), TypeError (dtype), and BackendError
 /// (the decomposition did not converge).
