@@ -119,13 +119,21 @@ double largest_of(const cpu::AssignmentTarget& target) {
   return largest;
 }
 
+bool proven(const cpu::AssignmentOutcome& outcome, const cpu::AssignmentTarget& duals) {
+  return outcome.violation <= tolerance * largest_of(duals);
+}
+
 template <class T>
 cpu::AssignmentOutcome solve(cpu::AssignmentSolver<T>& solver, const Item& item,
                              std::vector<std::string>& fallbacks) {
-  const bool cold = far_off(item.initial_duals, item.costs);
-  if (cold) fallbacks.push_back("initial_duals: too far from the costs; solved without them");
+  const bool cold = item.initial_duals.empty() || far_off(item.initial_duals, item.costs);
   cpu::AssignmentOutcome outcome = solve_scaled(solver, cold ? without_duals(item) : item, 1);
   if (outcome.status == Status::not_finite) return outcome;
+  // Beside a dual as large as one of the costs the others can lose all their digits, too.
+  const bool lost = !cold && outcome.status == Status::optimal && !proven(outcome, item.target);
+  if (lost) outcome = solve_scaled(solver, without_duals(item), 1);
+  if (lost || (cold && !item.initial_duals.empty()))
+    fallbacks.push_back("initial_duals: too far from the costs; solved without them");
   // Reduced costs that overflow can look like forbidden pairs, too.
   const bool overflowed = outcome.status != Status::optimal || !all_finite(item.target.row_duals) ||
                           !all_finite(item.target.column_duals) || !std::isfinite(outcome.gap) ||
@@ -210,7 +218,7 @@ void solve_batch(const ArrayView& cost, const AssignmentOptions& options,
     if (outcome.status != Status::optimal) report(outcome, cost.item(b, 2), n > m, where);
     const cpu::AssignmentTarget duals{
         {}, {out.row_duals.row(b), std::size_t(n)}, {out.column_duals.row(b), std::size_t(m)}};
-    if (!(outcome.violation <= tolerance * largest_of(duals)))
+    if (!proven(outcome, duals))
       throw BackendError(message("cost: the duals found", where, " are violated by ",
                                  outcome.violation, "; please report this"));
     const double sign = options.maximize ? -1 : 1;

@@ -14,6 +14,7 @@ import shutil
 import stat
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -450,7 +451,10 @@ def _fill(path: Path, file: IO[bytes], out: NDArray[Any]) -> None:
     left = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]
     while left:
         # (The interface of raw and buffered files has it, that of IO does not.)
-        got = file.readinto(left)  # type: ignore[attr-defined]
+        try:
+            got = file.readinto(left)  # type: ignore[attr-defined]
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise FileError(f"{path}: cannot be read: {error}") from error
         if not got:
             raise FileError(f"{path}: ends before its array does")
         left = left[got:]

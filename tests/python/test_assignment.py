@@ -641,6 +641,23 @@ def test_any_initial_duals_lead_to_the_optimum(
     assert r.cost == costs[linear_sum_assignment(costs)].sum()
 
 
+@pytest.mark.parametrize(
+    ("costs", "duals"),
+    [
+        ([[5, 10, 15, 20], [6, 12, 18, 24], [7, 14, 21, 1e308], [1, 2, 3, 4]], [2, 4, 6, 1e308]),
+        ([[7, 1e308, 21], [1, 2, 3], [2, 4, 6]], [3, 6, 1e308]),
+    ],
+)
+def test_initial_duals_as_large_as_one_of_the_costs_lead_to_the_optimum(
+    costs: list[list[float]], duals: list[float]
+) -> None:
+    matrix = np.array(costs)
+    r = df.linear_assignment(matrix, initial_duals=np.array(duals))
+    assert r.cost == matrix[linear_sum_assignment(matrix)].sum()
+    assert r.violation <= 1e-12
+    assert "initial_duals: too far from the costs" in str(r.route)
+
+
 def test_a_batch_takes_duals_for_each_problem() -> None:
     rng = np.random.default_rng(0)
     costs = rng.random((2, 3, 12, 12)).astype(np.float32)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -1158,3 +1159,17 @@ def test_a_missing_package_is_one_line(
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     arguments = ["--weights", path] if name == "w.pt" else [path]
     assert words in refused("run", *arguments, "--output", tmp_path / "out")
+
+
+def test_rows_of_an_archive_with_a_wrong_checksum_are_a_file_error(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", h=samples())
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        checksum = archive.getinfo("h.npy").CRC.to_bytes(4, "little")
+    content[content.rindex(checksum)] ^= 1  # in the directory, which zipfile believes
+    (tmp_path / "x.npz").write_bytes(content)
+    (array,) = open_arrays(tmp_path / "x.npz").arrays.values()
+    rows = array.open(0)
+    with pytest.raises(FileError, match=r"x\.npz: cannot be read: Bad CRC-32"):
+        rows.read_into(np.empty(array.shape))
+    rows.close()
