@@ -278,9 +278,13 @@ LinearAssignment solve_on_cpu(const ArrayView& cost, const AssignmentOptions& op
   const std::int64_t n = cost.shape()[std::size_t(cost.rank() - 2)], m = cost.columns();
   const Matrix<double> initial = initial_duals_of(options, cost, context);
   LinearAssignment out = unsolved(cost, {});
-  std::ranges::fill(out.columns.values(), -1);
-  std::ranges::fill(out.row_duals.values(), 0.0);
-  std::ranges::fill(out.column_duals.values(), 0.0);
+  // In parts: the system gives the memory at its first use, which takes seconds of gigabytes.
+  for (std::int64_t b = 0; b < out.columns.rows(); ++b) {
+    if (context.poll && b % 4096 == 0) context.poll();
+    std::fill_n(out.columns.row(b), n, -1);
+    std::fill_n(out.row_duals.row(b), n, 0.0);
+    std::fill_n(out.column_duals.row(b), m, 0.0);
+  }
   out.route.driver =
       std::string("shortest augmenting paths (") + cpu::name(cpu::simd_level()) + ")";
   if (out.columns.rows() == 0 || n == 0 || m == 0) return out;

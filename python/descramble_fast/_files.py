@@ -14,7 +14,6 @@ import shutil
 import stat
 import urllib.parse
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -415,7 +414,8 @@ class _Packed:
         self._file.seek(position)
 
     def read_into(self, out: NDArray[Any]) -> None:
-        _fill(self._path, self._file, out)
+        with reading(self._path):  # (a wrong checksum shows at the end)
+            _fill(self._path, self._file, out)
 
     def close(self) -> None:
         self._file.close()
@@ -451,10 +451,7 @@ def _fill(path: Path, file: IO[bytes], out: NDArray[Any]) -> None:
     left = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]
     while left:
         # (The interface of raw and buffered files has it, that of IO does not.)
-        try:
-            got = file.readinto(left)  # type: ignore[attr-defined]
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise FileError(f"{path}: cannot be read: {error}") from error
+        got = file.readinto(left)  # type: ignore[attr-defined]
         if not got:
             raise FileError(f"{path}: ends before its array does")
         left = left[got:]

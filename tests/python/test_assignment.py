@@ -782,7 +782,7 @@ def test_ctrl_c_ends_a_long_assignment(fresh_python: FreshPython, problem: str) 
         if sys.argv[1] == "one":
             costs = np.outer(np.arange(1.0, 3001), np.arange(1.0, 3001))
         else:
-            costs = np.broadcast_to(np.random.default_rng(0).random((40, 40)), (500_000, 40, 40))
+            costs = np.broadcast_to(np.random.default_rng(0).random((40, 40)), (2_000_000, 40, 40))
         threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         begin = time.monotonic()
         try:

@@ -1170,6 +1170,6 @@ def test_rows_of_an_archive_with_a_wrong_checksum_are_a_file_error(tmp_path: Pat
     (tmp_path / "x.npz").write_bytes(content)
     (array,) = open_arrays(tmp_path / "x.npz").arrays.values()
     rows = array.open(0)
-    with pytest.raises(FileError, match=r"x\.npz: cannot be read: Bad CRC-32"):
+    with pytest.raises(FileError, match=r"x\.npz: no readable .*: Bad CRC-32"):
         rows.read_into(np.empty(array.shape))
     rows.close()
