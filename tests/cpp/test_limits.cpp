@@ -65,8 +65,9 @@ std::vector<Case> cases() {
   return out;
 }
 
-// A loop whose accumulators go through memory, or wait for each other, does not come near. Another
-// program can only take away from the rate, so the best of several attempts counts.
+// Another program can only take away from a rate, so the best of several attempts counts.
+
+// A loop whose accumulators go through memory, or wait for each other, does not come near.
 TEST(Limits, LoopsKeepTheArithmeticUnitsBusy) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers slow the loops";
@@ -116,18 +117,24 @@ TEST(Limits, ReadingSumsEveryWord) {
 }
 
 TEST(Limits, DoublesAreHalfAsMany) {
-  const MachineLimits limits = machine_limits(0.1, {.threads = 1, .poll = {}});
-  // Exactly 2 where nothing else runs.
-  EXPECT_GT(limits.fma_float32, 1.3 * limits.fma_float64);
-  EXPECT_LT(limits.fma_float32, 3 * limits.fma_float64);
-  EXPECT_EQ(limits.dot_bfloat16.has_value(), cpu::simd_level() == Simd::avx512_bf16);
-  if (limits.dot_bfloat16) {
-    EXPECT_GT(*limits.dot_bfloat16, 0.7 * limits.fma_float32);
-    EXPECT_LT(*limits.dot_bfloat16, 10 * limits.fma_float32);
+  const bool bfloat16 = cpu::simd_level() == Simd::avx512_bf16;
+  double single = 0, wide = 0, dot = 0, bandwidth = 0;
+  const auto as_expected = [&] {  // the first is exactly 2 where nothing else runs
+    return single > 1.3 * wide && single < 3 * wide && (!bfloat16 || dot > 0.7 * single);
+  };
+  for (int attempt = 0; attempt < 10 && !as_expected(); ++attempt) {
+    const MachineLimits limits = machine_limits(0.1, {.threads = 1, .poll = {}});
+    ASSERT_EQ(limits.dot_bfloat16.has_value(), bfloat16);
+    single = std::max(single, limits.fma_float32);
+    wide = std::max(wide, limits.fma_float64);
+    dot = std::max(dot, limits.dot_bfloat16.value_or(0));
+    bandwidth = std::max(bandwidth, limits.bandwidth);
   }
+  EXPECT_TRUE(as_expected()) << single << ' ' << wide << ' ' << dot;
+  EXPECT_LT(dot, 10 * single);
   // Memory feeds no multiply-add per byte; a loop in the caches would.
-  EXPECT_GT(limits.bandwidth, 1e8);
-  EXPECT_LT(limits.bandwidth, 1e12);
+  EXPECT_GT(bandwidth, 1e8);
+  EXPECT_LT(bandwidth, 1e12);
 }
 
 // Sleep is work that threads do not take from each other, however few the cores.
