@@ -132,6 +132,24 @@ TEST(Covariance, ANanInTheLastRowLeavesTheStateBitIdentical) {
   EXPECT_TRUE(same_bits(c, before));
 }
 
+TEST(Covariance, ARefusedUpdateLeavesWaitingRowsToThoseThatFollow) {
+  const Matrix<double> first = gaussian(7, 1, 30, 3), more = gaussian(256, 1, 31, 3);
+  Matrix<double> full = gaussian(256, 1, 32);
+  full(255, 0) = std::numeric_limits<double>::quiet_NaN();
+  const float narrow[] = {1, std::numeric_limits<float>::infinity()};
+  // Neither may wait with the rows that do: they are of another type, or too many.
+  for (const ArrayView& bad : {ArrayView(narrow, {2, 1}), full.view()}) {
+    Covariance c(1), before(1);
+    for (Covariance* each : {&c, &before}) {
+      each->update(first.view());
+      each->update(more.view());
+    }
+    EXPECT_THROW(c.update(bad), InvalidArgument);
+    for (Covariance* each : {&c, &before}) each->update(first.view());
+    EXPECT_TRUE(same_bits(c, before));
+  }
+}
+
 TEST(Covariance, SquaresBeyondFloat64AreRefused) {
   Matrix<double> x(2, 2, 1e200);
   Covariance c(2);

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "descramble_fast/assignment.hpp"
 #include "descramble_fast/convolution.hpp"
@@ -84,6 +85,51 @@ int expect_all_or_nothing(Change change) {
 TEST(Memory, AnUpdateThatRunsOutOfItChangesNothing) {
   const Matrix<double> x = testing::gaussian(20000, 70, 2);
   EXPECT_GT(expect_all_or_nothing([&](Covariance& c) { c.update(x.view()); }), 0);
+}
+
+// Which no reading shows: it adds the rows that wait.
+TEST(Memory, AnUpdateThatRunsOutOfItLeavesWaitingRowsToThoseThatFollow) {
+  float few[7], many[256];
+  for (int i = 0; i < 256; ++i) many[i] = few[i % 7] = float(i) / 7;
+  const ArrayView x(few, {7, 1}), y(many, {256, 1});
+  const auto begin = [&] {
+    Covariance c(1);
+    c.update(x);
+    c.update(y);
+    return c;
+  };
+  const auto end = [&](Covariance& c) {
+    c.update(x);
+    return c.state();
+  };
+  Covariance untouched = begin();
+  const Covariance::State expected = end(untouched);
+  bool mask[256];
+  std::fill_n(mask, 256, true);
+  const Matrix<double> wide = testing::gaussian(256, 1, 5);
+  // Of a larger type, and with weights: either wants more room for what waits.
+  const RowSelection masked{.mask = ArrayView(mask, {256}), .weights = {}},
+      weighted{.mask = {}, .weights = ArrayView(many, {256})};
+  for (const auto& [batch, rows] : {std::pair{wide.view(), masked}, std::pair{y, weighted}})
+    for (int n = 0;; ++n) {
+      Covariance c = begin();
+      allocations_left = n;
+      bool failed = false;
+      try {
+        c.update(batch, rows);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+      allocations_left = -1;
+      if (!failed) {
+        EXPECT_GT(n, 5);
+        break;
+      }
+      const Covariance::State after = end(c);
+      EXPECT_EQ(after.reference, expected.reference) << n;
+      EXPECT_EQ(after.offset, expected.offset) << n;
+      EXPECT_EQ(after.packed_scatter, expected.packed_scatter) << n;
+    }
 }
 
 TEST(Memory, AMergeThatRunsOutOfItChangesNothing) {

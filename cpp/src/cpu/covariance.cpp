@@ -113,6 +113,26 @@ double largest_of(const std::byte* data, DType dtype, std::int64_t size) {
   }
 }
 
+std::optional<Refusal> find_too_large(std::span<const ArrayView> batches, const Rows& rows,
+                                      double total_weight) {
+  for (std::size_t side = 0; side < batches.size(); ++side) {
+    const ArrayView& batch = batches[side];
+    const bool as_is = batch.column_stride() == 1;
+    std::vector<std::byte> copy(as_is ? 0 : std::size_t(batch.columns() * size_of(batch.dtype())));
+    double largest = 0;
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      if (!as_is) copy_row(batch, rows[i], copy.data());
+      const std::byte* const row = as_is ? batch.row(rows[i]) : copy.data();
+      largest = std::max(largest, largest_of(row, batch.dtype(), batch.columns()));
+    }
+    if (largest > largest_allowed(total_weight)) {
+      if (auto bad = find_bad(batches, rows, 0, rows.count)) return bad;
+      return Refusal{side, -1, -1, largest};
+    }
+  }
+  return {};
+}
+
 Arithmetic arithmetic_for(std::span<const ArrayView> batches, const Rows& rows,
                           double total_weight) {
   const auto all = [&](DType dtype) {
@@ -416,9 +436,8 @@ std::optional<Refusal> Moments::add(std::span<const ArrayView> batches, const Ro
   const double total = weight_ + rows.weight;
   const bool few = 2 * rows.count <= waiting_rows(padded());
   const bool may_wait = few && largest_allowed(total) > double(std::numeric_limits<float>::max());
-  if (may_wait && !fits_waiting(batches, rows.count)) add_waiting(context);
-  if (auto refusal =
-          may_wait ? let_wait(batches, rows, total) : add_now(batches, rows, total, context))
+  if (auto refusal = may_wait ? let_wait(batches, rows, total, context)
+                              : add_now(batches, rows, total, context))
     return refusal;
   weight_ = total;
   return {};
@@ -464,40 +483,41 @@ void Moments::add_waiting(const Context& context) {
 }
 
 bool Moments::fits_waiting(std::span<const ArrayView> batches, std::int64_t count) const {
-  if (waiting_.count == 0) return true;
+  const auto same = [](DType dtype, const ArrayView& b) { return dtype == b.dtype(); };
+  return std::ranges::equal(waiting_.dtypes, batches, same) &&
+         waiting_.count + count <= waiting_rows(padded());
+}
+
+// Adds what waits, so that rows of these batches may.
+void Moments::start_waiting(std::span<const ArrayView> batches, const Context& context) {
+  // First what may fail: rows added earlier than without this update would give other bits.
+  std::vector<DType> dtypes;
+  std::vector<Aligned<std::byte>> room(batches.size());
+  waiting_.rows.resize(batches.size());
+  for (std::size_t s = 0; s < batches.size(); ++s) {
+    dtypes.push_back(batches[s].dtype());
+    const std::int64_t bytes = waiting_rows(padded()) * sets_[s].n * size_of(dtypes[s]);
+    if (waiting_.rows[s].size() < bytes) room[s] = Aligned<std::byte>(bytes);
+  }
+  add_waiting(context);
+  waiting_.dtypes = std::move(dtypes);
   for (std::size_t s = 0; s < batches.size(); ++s)
-    if (waiting_.dtypes[s] != batches[s].dtype()) return false;
-  return waiting_.count + count <= waiting_rows(padded());
+    if (room[s].size() > 0) waiting_.rows[s] = std::move(room[s]);
 }
 
 std::optional<Refusal> Moments::let_wait(std::span<const ArrayView> batches, const Rows& rows,
-                                         double total_weight) {
-  if (waiting_.count == 0) {
-    waiting_.rows.resize(batches.size());
-    waiting_.dtypes.clear();
-    for (std::size_t s = 0; s < batches.size(); ++s) {
-      const DType dtype = batches[s].dtype();
-      const std::int64_t bytes = waiting_rows(padded()) * sets_[s].n * size_of(dtype);
-      if (waiting_.rows[s].size() < bytes) waiting_.rows[s] = Aligned<std::byte>(bytes);
-      waiting_.dtypes.push_back(dtype);
-    }
-  }
-  const bool weighted = !rows.weights.empty() || !waiting_.weights.empty();
-  if (weighted) waiting_.weights.reserve(std::size_t(waiting_rows(padded())));
+                                         double total_weight, const Context& context) {
+  if (auto refusal = find_too_large(batches, rows, total_weight)) return refusal;
+  if (!rows.weights.empty()) waiting_.weights.reserve(std::size_t(waiting_rows(padded())));
+  if (!fits_waiting(batches, rows.count)) start_waiting(batches, context);
+  // Nothing may fail any more.
   for (std::size_t s = 0; s < batches.size(); ++s) {
     const std::size_t row_bytes = std::size_t(sets_[s].n * size_of(batches[s].dtype()));
     std::byte* to = waiting_.rows[s].data() + std::size_t(waiting_.count) * row_bytes;
     for (std::int64_t i = 0; i < rows.count; ++i, to += row_bytes)
       copy_row(batches[s], rows[i], to);
-    const double largest =
-        largest_of(waiting_.rows[s].data() + std::size_t(waiting_.count) * row_bytes,
-                   batches[s].dtype(), rows.count * sets_[s].n);
-    if (largest > largest_allowed(total_weight)) {
-      if (auto bad = find_bad(batches, rows, 0, rows.count)) return bad;
-      return Refusal{s, -1, -1, largest};
-    }
   }
-  if (weighted) {  // within what is reserved: nothing may fail any more
+  if (!rows.weights.empty() || !waiting_.weights.empty()) {  // within what is reserved
     waiting_.weights.resize(std::size_t(waiting_.count), 1.0);
     for (std::int64_t i = 0; i < rows.count; ++i) waiting_.weights.push_back(rows.weight_of(i));
   }

@@ -93,7 +93,8 @@ class Moments {
   std::optional<Refusal> add_now(std::span<const ArrayView> batches, const Rows& rows,
                                  double total_weight, const Context& context);
   std::optional<Refusal> let_wait(std::span<const ArrayView> batches, const Rows& rows,
-                                  double total_weight);
+                                  double total_weight, const Context& context);
+  void start_waiting(std::span<const ArrayView> batches, const Context& context);
   bool fits_waiting(std::span<const ArrayView> batches, std::int64_t count) const;
   void add_waiting(const Context& context);
   std::vector<std::int64_t> first_columns() const;
