@@ -78,6 +78,18 @@ def keep(found: Path, compiler: str) -> None:
             shutil.copy(path, CORPUS / path.name[:16])
 
 
+def reason(program: Path, found: Path) -> str:
+    """Why an input fails, alone in a process: the target's words, or else a sanitizer's."""
+    words = [program, *LIMITS[1:], found]
+    ran = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, errors="replace")
+    if ran.returncode == 0:
+        return "passes alone"
+    for mark in ("(last error: ", "release: got ", "runtime error: ", "SUMMARY: "):
+        if lines := [line for line in ran.stderr.splitlines() if mark in line]:
+            return lines[0]
+    return f"ended with {ran.returncode}: {ran.stderr[-200:]}"
+
+
 @drill("fuzz-c", "any calls of C in any order: right answers or errors, nothing lost or leaked")
 def fuzz_c(tally: Tally, long: bool) -> None:
     if not long:  # ctest replays the kept corpus
@@ -99,7 +111,10 @@ def fuzz_c(tally: Tally, long: bool) -> None:
         runs = [int(count) for count in re.findall(r"^#(\d+): cov", ran.stderr, re.MULTILINE)]
         tally.check(bool(runs), f"ended with {ran.returncode}: {ran.stderr[-2000:]}")
         tally.trials += max(runs, default=0)
-        tally.failures += [f"{path.name}: {path.read_bytes().hex()}" for path in faults.iterdir()]
+        tally.failures += [
+            f"{path.name}: {reason(program, path)}: {path.read_bytes().hex()}"
+            for path in sorted(faults.iterdir())
+        ]
         tally.figures["executions"] = f"{max(runs, default=0):,} in {SECONDS / 60:.0f} min"
 
 
