@@ -156,7 +156,9 @@ class BlockSolver {
       out.status = Assigned::not_finite;
       return out;
     }
-    const int forbidden = bid();
+    // A lone row has nobody to bid against, and its duals no rounding without.
+    free_ = n_;
+    const int forbidden = n_ == 1 ? n_ : bid();
     if (forbidden < n_) {
       out.row = forbidden;
       out.status = Assigned::infeasible;
@@ -264,7 +266,6 @@ class BlockSolver {
     int* const next = state_.parent;
     if (thread() == 0) forbidden = n_;
     __syncthreads();
-    free_ = n_;
     const int patience = fruitless_rounds + n_ / rows_a_round;
     for (int fruitless = 0; free_ > 0 && fruitless < patience;) {
       for (int k = warp_index(); k < free_; k += warps()) offer(state_.free[k], &forbidden);

@@ -501,6 +501,26 @@ __global__ void conclude_kernel(std::int64_t count, std::int64_t k, std::int64_t
   if (threadIdx.x == 0) verdicts[item] = verdict;
 }
 
+// A block for each matrix. cuSOLVER's eigenvalues are in order but for their rounding. Values alone
+// change places: the check that follows sees where that is more than rounding.
+template <class T>
+__global__ void order_kernel(std::int64_t k, T* w) {
+  T* const values = w + std::int64_t(blockIdx.x) * k;
+  for (int swapped = 1; swapped != 0;) {
+    swapped = 0;
+    for (int odd = 0; odd < 2; ++odd) {
+      for (std::int64_t i = 2 * std::int64_t(threadIdx.x) + odd; i + 1 < k; i += 2 * blockDim.x)
+        if (const T low = values[i + 1]; low < values[i]) {
+          values[i + 1] = values[i];
+          values[i] = low;
+          swapped = 1;
+        }
+      __syncthreads();
+    }
+    swapped = __syncthreads_or(swapped);
+  }
+}
+
 template <class T>
 constexpr cudaDataType type_of = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_64F;
 
@@ -574,7 +594,7 @@ class Solving {
   Place<Working> place(std::int64_t begin, std::int64_t count, bool in_output);
   template <class Working>
   void load(std::int64_t begin, std::int64_t count, Working* to);
-  /// The last k of `found` pairs, to the output.
+  /// The last k of `found` pairs, to the output, their values in order.
   template <class Working>
   void keep(const Place<Working>& from, std::int64_t found, std::int64_t begin, std::int64_t count);
 
@@ -794,9 +814,10 @@ template <class T>
 template <class Working>
 void Solving<T>::keep(const Place<Working>& from, std::int64_t found, std::int64_t begin,
                       std::int64_t count) {
-  if (from.in_output) return;
-  launch(queue_, blocks_for(count * k_ * n_, 1024), 256, 0, keep_kernel<Working, T>, from.w, from.v,
-         found, n_, k_, count, values(begin), vectors(begin));
+  if (!from.in_output)
+    launch(queue_, blocks_for(count * k_ * n_, 1024), 256, 0, keep_kernel<Working, T>, from.w,
+           from.v, found, n_, k_, count, values(begin), vectors(begin));
+  launch(queue_, blocks_for(count, 1), 256, 0, order_kernel<T>, k_, values(begin));
 }
 
 template <class T>

@@ -466,6 +466,25 @@ TEST(AssignmentOnDevice, MacholWien) {
   expect_proof(costs, {1, n, n}, false, found, 0);
 }
 
+// Integers up to 2^53 are exact in one row or column; the second of them differs from the first by
+// more than that.
+TEST(AssignmentOnDevice, ALoneRowHasDualsWithoutRounding) {
+  const std::vector<double> costs{-8057025188139697.0, 2032479327623990.0, 7424535247601641.0,
+                                  1954143999300695.0};
+  for (const Shape& shape : {Shape{1, 1, 4}, Shape{1, 4, 1}, Shape{4, 1, 1}})
+    for (const bool maximize : {false, true}) {
+      const Answers found = solved<double>(costs, shape, maximize);
+      for (std::size_t b = 0; b < std::size_t(shape.batch); ++b) {
+        EXPECT_EQ(found.status[b], Assigned::optimal);
+        EXPECT_EQ(found.violation[b], 0);
+        EXPECT_EQ(found.gap[b], 0);
+        EXPECT_EQ(found.cost[b], shape.batch > 1 ? costs[b]
+                                 : maximize      ? *std::ranges::max_element(costs)
+                                                 : *std::ranges::min_element(costs));
+      }
+    }
+}
+
 TEST(AssignmentOnDevice, OffsetsAndMagnitudes) {
   const Shape shape{4, 40, 40};
   std::vector<double> costs = uniform(shape, 20);

@@ -21,6 +21,7 @@ import inputs
 import numpy as np
 from drill import Tally, drill
 from kinds import CALLS, Call, Kind, host
+from on_device import TYPES
 
 import descramble_fast as df
 
@@ -134,28 +135,35 @@ def refusals(tally: Tally, name: str, call: Call, pairs: int) -> None:
         tally.check(not wrong, f"{name}({label}): {wrong}")
 
 
-def answers(tally: Tally, name: str, call: Call, mixed: int) -> None:
-    """Every form and element type of every array, and some of all arrays together."""
-    arrays = {
+def arrays_of(call: Call) -> dict[str, Kind]:
+    return {
         one: kind
         for one, kind in call.kinds.items()
         if kind.dtypes and isinstance(call.valid.get(one), np.ndarray)
     }
+
+
+def answers(tally: Tally, name: str, call: Call, mixed: int) -> None:
+    """Every form and element type of every array, and some of all arrays together."""
+    arrays = arrays_of(call)
     rng = np.random.default_rng(0)
     trials = []
     for one, kind in arrays.items():
         for form, make in inputs.all_forms(call.valid[one].ndim).items():
-            if form != "CUDA":
-                trials += [{one: (form, make, dtype)} for dtype in kind.dtypes]
+            trials += [{one: (form, make, dtype)} for dtype in kind.dtypes]
     for _ in range(mixed):
         several = {}
-        cuda = df.cuda_available() and rng.random() < 0.2
         for one, kind in arrays.items():
             made = inputs.all_forms(call.valid[one].ndim)
-            form = "CUDA" if cuda else rng.choice([each for each in made if each != "CUDA"])
-            several[one] = (str(form), made[str(form)], kind.dtypes[rng.integers(len(kind.dtypes))])
+            form = str(rng.choice([*made]))
+            several[one] = (form, made[form], kind.dtypes[rng.integers(len(kind.dtypes))])
         trials.append(several)
-    for trial in trials[:: 1 if mixed else 3 * SHARE]:
+    judge(tally, name, call, trials[:: 1 if mixed else 3 * SHARE])
+
+
+def judge(tally: Tally, name: str, call: Call, trials: list[dict[str, Any]]) -> None:
+    """Call with arrays of these forms and element types."""
+    for trial in trials:
         arguments, oracle, eps = fresh(call), fresh(call), 2.0**-52
         for one, (_, make, dtype) in trial.items():
             whole = call.valid[one]
@@ -257,3 +265,21 @@ def wrong_arguments(tally: Tally, long: bool) -> None:
 @drill("array-forms", "arrays of every library, element type and layout give the oracle's answer")
 def array_forms(tally: Tally, long: bool) -> None:
     each(tally, long, answers, 300)
+
+
+@drill("device-forms", "the same of arrays on a CUDA device, by every library", device=True)
+def device_forms(tally: Tally, long: bool) -> None:
+    rng = np.random.default_rng(0)
+    for name, call in CALLS.items():
+        for form, make in inputs.device_forms().items():
+            for _ in range(40 if long else 1):
+                trial = {}
+                for one, kind in arrays_of(call).items():
+                    dtypes = [each for each in kind.dtypes if np.dtype(each).name in TYPES]
+                    trial[one] = (form, make, dtypes[rng.integers(len(dtypes))])
+                if trial:
+                    judge(tally, name, call, [trial])
+    # What is asked of a descrambler on the host must lie there, too.
+    elsewhere = [each for each in tally.failures if each.endswith("expected cpu")]
+    tally.failures = [each for each in tally.failures if each not in elsewhere]
+    tally.figures["refused for their place"] = f"{len(elsewhere):,}"

@@ -26,7 +26,6 @@ from kinds import (
     Kind,
     call,
     error,
-    host,
     indices,
     numbers,
     only,
@@ -36,6 +35,7 @@ from kinds import (
     values,
 )
 from numpy.typing import NDArray
+from on_device import host
 
 import descramble_fast as df
 

@@ -9,6 +9,7 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+import on_device
 from drill import HERE, Tally, drill
 from families import (
     BRAIN,
@@ -254,6 +255,30 @@ def descramblers(tally: Tally, long: bool) -> None:
         except ValueError as error:
             taken = "not positive semidefinite" not in str(error)
         tally.check(taken == bool(trial % 2), f"trial {trial}: an eigenvalue of {-below}")
+
+
+@drill("device-descramblers", "the same of samples on a CUDA device", device=True)
+def device_descramblers(tally: Tally, long: bool) -> None:
+    for trial in range(6000 if long else 12):
+        rng = np.random.default_rng([10, trial])
+        n = int(rng.integers(1, 25) if trial % 8 or not long else rng.integers(1, 130))
+        family, kind = str(rng.choice([*FAMILIES])), str(rng.choice([*OPERATORS]))
+        x, center, C, lost = moments(rng, family, n)
+        if not isinstance(x, np.ndarray):
+            continue
+        name = f"trial {trial}: {family} {x.dtype} n={n}, {kind}, center {center}"
+        more: dict[str, Any] = {"operator": OPERATORS[kind](n), "center": center}
+        solve = on_device.solves(df.descramble)
+        try:
+            free = solve(x, **more)
+        except ValueError as error:
+            large = np.abs(C).max() / 2**900 * np.trace(DENSE[kind](n)) * n > 2.0**120
+            tally.check(large and "overflows" in str(error), f"{name}: {error}")
+            continue
+        on_device.count_places(tally, free.route)
+        optimal(tally, rng, name, free, C, DENSE[kind](n), 1, lost)
+        d = solve(x, gauge="identity", **more)
+        gauged(tally, rng, f"{name}, gauged", free, d, np.eye(n))
 
 
 def weights(rng: Rng) -> tuple[str, Any]:

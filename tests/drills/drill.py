@@ -48,6 +48,7 @@ class Drill:
     group: str
     promise: str
     run: Callable[[Tally, bool], None]
+    device: bool = False  # whether it takes a CUDA device
 
     def __call__(self, long: bool) -> Tally:
         """Run it: some seconds, or as long as the trials of the table take."""
@@ -60,20 +61,20 @@ DRILLS: dict[str, Drill] = {}
 _Function = Callable[[Tally, bool], None]
 
 
-def drill(name: str, promise: str) -> Callable[[_Function], _Function]:
+def drill(name: str, promise: str, device: bool = False) -> Callable[[_Function], _Function]:
     """Register ``function(tally, long)``, with its name in the table and what it tries to break."""
 
     def register(function: _Function) -> _Function:
         if name in DRILLS:
             raise ValueError(f"name: {name!r} is taken")
-        DRILLS[name] = Drill(name, function.__module__, promise, function)
+        DRILLS[name] = Drill(name, function.__module__, promise, function, device)
         return function
 
     return register
 
 
-def machine() -> str:
-    """Describe where the figures come from: cores, processor and versions."""
+def machine(device: bool) -> str:
+    """Describe where the figures come from: device, processor, cores and versions."""
     import numpy as np
 
     import descramble_fast as df
@@ -84,9 +85,10 @@ def machine() -> str:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cuda = f"{df.show_config('dict')['cuda'].partition(';')[0]}, " if device else ""
     return (
-        f"{model}, {cores} cores, Python {platform.python_version()}, numpy {np.__version__}, "
-        f"descramble_fast {df.__version__}"
+        f"{cuda}{model}, {cores} cores, Python {platform.python_version()}, "
+        f"numpy {np.__version__}, descramble_fast {df.__version__}"
     )
 
 
@@ -132,6 +134,6 @@ def run(name: str, long: bool) -> Record:
         figures=tally.figures,
         seconds=round(time.perf_counter() - begin, 1),
         date=datetime.date.today().isoformat(),
-        machine=machine(),
+        machine=machine(DRILLS[name].device),
         long=long,
     )

@@ -11,15 +11,17 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import on_device
 from numpy.typing import NDArray
-
-import descramble_fast as df
-from descramble_fast import _core
 
 try:
     import torch
 except ModuleNotFoundError:
     torch = None
+try:
+    import cupy
+except ModuleNotFoundError:
+    cupy = None
 try:
     import dask.array as dask_array
 except ModuleNotFoundError:
@@ -112,7 +114,7 @@ def tensor(x: NDArray[Any]) -> Any:
 
 def leading(t: Any) -> Any:
     """A strided view with an offset."""
-    wide = torch.full((t.shape[0] + 2, *(2 * s for s in t.shape[1:])), 77).to(t.dtype)
+    wide = torch.full((t.shape[0] + 2, *(2 * s for s in t.shape[1:])), 77).to(t)
     view = wide[(slice(1, -1), *(slice(1, None, 2) for _ in t.shape[1:]))]
     view.copy_(t)
     return view
@@ -157,9 +159,22 @@ def tensors(dims: int) -> dict[str, Make]:
 
 
 def all_forms(dims: int) -> dict[str, Make]:
-    found = forms(dims) | tensors(dims)
-    if df.cuda_available():
-        found["CUDA"] = _core.DeviceArray.from_numpy
+    return forms(dims) | tensors(dims)
+
+
+def device_forms() -> dict[str, Make]:
+    """Ways to hold the same numbers on a CUDA device."""
+    found: dict[str, Make] = {"own": on_device.put}
+    if torch is not None and torch.cuda.is_available():
+        found["torch"] = lambda x: tensor(x).cuda()
+        found["torch strided"] = lambda x: leading(tensor(x).cuda())
+        found["torch leaf"] = lambda x: (
+            tensor(x).cuda().requires_grad_() if x.dtype.kind in "fV" else tensor(x).cuda()
+        )
+    if cupy is not None:
+        found["CuPy"] = lambda x: (
+            on_device.put(x) if x.dtype == ml_dtypes.bfloat16 else cupy.asarray(x)
+        )
     return found
 
 

@@ -122,9 +122,16 @@ def ctrl_c(tally: Tally, long: bool) -> None:
     if os.name != "posix":
         return
     for name in SOLVES if long else ("eigh-small-batch",):
-        if name.startswith("torch") and not find_spec("torch"):
+        if name.startswith("device") or (name.startswith("torch") and not find_spec("torch")):
             continue
         interrupted(tally, name, 5 if long else 2)
     if long:
         with tempfile.TemporaryDirectory() as folder:
             commands(tally, 3, Path(folder))
+
+
+@drill("device-ctrl-c", "the same of solves on a CUDA device", device=True)
+def device_ctrl_c(tally: Tally, long: bool) -> None:
+    for name in SOLVES if long else ():  # they are as long only where there is a device
+        if name.startswith("device"):
+            interrupted(tally, name, 5)

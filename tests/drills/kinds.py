@@ -10,6 +10,7 @@ from typing import Any
 import inputs
 import numpy as np
 from numpy.typing import NDArray
+from on_device import host
 
 import descramble_fast as df
 
@@ -188,13 +189,3 @@ def error(got: Any, expected: Any, scale: float | None = None) -> float:
         return float("inf")
     scale = float(np.abs(expected).max(initial=0)) if scale is None else scale
     return float(np.abs(got - expected).max(initial=0)) / (scale or 1.0)
-
-
-def host(array: Any) -> NDArray[Any]:
-    """Any result as NumPy's."""
-    if isinstance(array, df._core.DeviceArray):
-        return np.asarray(array.numpy())
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        array = array.float() if "bfloat16" in str(array.dtype) else array
-    return np.asarray(array)

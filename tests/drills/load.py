@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import on_device
 from drill import Tally, drill
 from numpy.typing import NDArray
+from on_device import host
 
 import descramble_fast as df
 
@@ -42,22 +45,22 @@ def error(cov: df.Covariance, mean: Floats, covariance: Floats) -> float:
     """
     scale = covariance.diagonal().max()
     return max(
-        float(np.abs(cov.covariance() - covariance).max() / scale),
-        float((np.abs(cov.mean - mean) / (np.abs(mean) + np.sqrt(scale))).max()),
+        float(np.abs(host(cov.covariance()) - covariance).max() / scale),
+        float((np.abs(host(cov.mean) - mean) / (np.abs(mean) + np.sqrt(scale))).max()),
     )
 
 
-@drill("long-stream", "billions of samples end where the float64 oracle of one cycle does")
-def long_stream(tally: Tally, long: bool) -> None:
-    # The same batches again and again have the moments of one cycle, however long that goes on.
+def stream(tally: Tally, long: bool, total: int, rows: int, put: Callable[[Any], Any]) -> None:
+    """So many samples in all; the same batches again and again have the moments of one cycle."""
     rng = np.random.default_rng(0)
-    total, n, rows = (5_000_000_000, 4, 1 << 20) if long else (20_000_000, 4, 1 << 16)
+    n = 4
     sizes = [rows, 0, rows - 1, 1, rows // 2 + 1, 31, rows]
     shift = {"0": 0.0, "1e6 deviations": 1e6}
     for (name, mean), dtype in [(s, t) for s in shift.items() for t in (np.float32, np.float64)]:
         batches = [(rng.normal(size=(size, n)) + mean).astype(dtype) for size in sizes]
         oracle = two_pass(np.concatenate(batches))
         once, cov = sum(sizes), df.Covariance(n)
+        batches = [put(batch) for batch in batches]
         cycles = -(-total // (4 * once))
         if mean == 0 and dtype == np.float32:
             cycles += long * ((1 << 32) // once)  # one of them alone passes 2³²
@@ -78,6 +81,16 @@ def long_stream(tally: Tally, long: bool) -> None:
         tally.check(grown < 1 << 20, f"mean {name}, {dtype}: {grown} bytes more at the end")
         tally.figures["samples"] = f"{int(tally.figures.get('samples', 0)) + cov.count}"
     tally.figures["samples"] = f"{int(tally.figures['samples']):,}"
+
+
+@drill("long-stream", "billions of samples end where the float64 oracle of one cycle does")
+def long_stream(tally: Tally, long: bool) -> None:
+    stream(tally, long, *((5_000_000_000, 1 << 20) if long else (20_000_000, 1 << 16)), np.asarray)
+
+
+@drill("device-stream", "the same of samples on a CUDA device", device=True)
+def device_stream(tally: Tally, long: bool) -> None:
+    stream(tally, long, *((5_000_000_000, 1 << 20) if long else (20_000, 500)), on_device.put)
 
 
 @drill("counts", "row counts are exact past 2³¹, 2³² and 2⁵³ up to 2⁶³ - 1, and then refused")

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import on_device
 from drill import Tally, drill
 from numpy.typing import NDArray
+from on_device import host
 
 import descramble_fast as df
 from descramble_fast import run as runs
@@ -515,3 +517,98 @@ def no_leaks(tally: Tally, long: bool) -> None:
             grown = kept[2][0] - kept[1][0]
             tally.check(grown <= 1 << 20, f"{what}: {grown} bytes more after {rounds} more calls")
             tally.check(kept[2][1:] == kept[1][1:], f"{what}: files and threads {kept}")
+
+
+def device_solves(n: int) -> dict[str, Callable[[], list[Any]]]:
+    """Give solves on a CUDA device, by what of their results does not depend on the driver."""
+    rng, put = np.random.default_rng(n), on_device.put
+    x = rng.normal(size=(3 * n, n)).cumsum(axis=1)
+    samples, single, moment = put(x), put(x.astype(np.float32)), put(x.T @ x)
+    few = rng.normal(size=(2 * n, 12, 12))
+    batch, cost = put(few + few.swapaxes(1, 2)), put(rng.normal(size=(n, n)))
+    costs = put(rng.normal(size=(n, 9, 9)).astype(np.float32))
+    weights = put(rng.integers(0, 3, 3 * n).astype(float))
+    whole, cross = df.Covariance.from_samples(samples), df.CrossCovariance
+    solved = df.descramble(whole)
+
+    def summed(x: Any, **options: Any) -> list[Any]:
+        return [df.Covariance(n).update(x, **options).covariance()]
+
+    return {
+        "update": lambda: summed(samples),
+        "update, float32": lambda: summed(single),
+        "update, weights": lambda: summed(samples, weights=weights),
+        "merge": lambda: [df.Covariance.from_samples(samples).merge(whole).covariance()],
+        "cross": lambda: [cross(n, n).update(samples, samples).cross_covariance()],
+        "eigh": lambda: [df.eigh(moment).eigenvalues],
+        "eigh, k": lambda: [df.eigh(moment, k=2).eigenvalues],
+        "eigh, batch": lambda: [df.eigh(batch).eigenvalues],
+        "descramble": lambda: [df.descramble(whole).cost],
+        "descramble, identity": lambda: [df.descramble(whole, gauge="identity").cost],
+        "transform": lambda: [solved.transform(samples)],
+        "assignment": lambda: [df.linear_assignment(cost).cost],
+        "assignment, batch": lambda: [df.linear_assignment(costs).cost],
+    }
+
+
+def near(found: list[Any], right: list[Any]) -> bool:
+    """Whether results agree to float64's rounding and a few digits more."""
+    pairs = [(host(a), host(b)) for a, b in zip(found, right, strict=True)]
+    return all(float(np.abs(a - b).max()) <= 1e-9 * float(np.abs(b).max()) for a, b in pairs)
+
+
+@drill(
+    "device-no-memory",
+    "a full CUDA device gives the right answer or a MemoryError, and loses no state",
+    device=True,
+)
+def device_no_memory(tally: Tally, long: bool) -> None:
+    n, repeats = (1200, 2) if long else (24, 1)
+    every, refused, solved = device_solves(n), 0, 0
+    right = {name: [np.array(host(each)) for each in solve()] for name, solve in every.items()}
+    x = np.random.default_rng(0).normal(size=(n, n))
+    fed, twin, batch = df.Covariance(n), df.Covariance(n), on_device.put(x)
+    for cov in (fed, twin):
+        cov.update(batch)
+    with on_device.Full() as device:
+        for free in [0, *(1 << e for e in range(12, *((29, 1) if long else (25, 4))))] * repeats:
+            for name, solve in every.items():
+                device.leave(free)
+                said, found = "", None
+                try:
+                    found = solve()
+                except MemoryError:
+                    refused += 1
+                except Exception as error:
+                    said = f"{type(error).__name__}: {error}"
+                device.relent()
+                if found is not None:
+                    solved += 1
+                    said = "" if near(found, right[name]) else "another result"
+                tally.check(not said, f"{name}, {free} bytes: {said}")
+            device.leave(free)
+            with contextlib.suppress(MemoryError):
+                fed.update(batch)
+            device.relent()
+            if fed.count > twin.count:
+                twin.update(batch)
+            same = pickle.dumps(fed) == pickle.dumps(twin)
+            tally.check(same, f"{free} bytes: an update left another state")
+    for name, solve in every.items():
+        tally.check(near(solve(), right[name]), f"{name}: another result afterwards")
+    tally.figures |= {"refused": f"{refused:,}", "solved": f"{solved:,}"}
+
+
+@drill("device-no-leaks", "a CUDA device's memory stays as it is over many solves", device=True)
+def device_no_leaks(tally: Tally, long: bool) -> None:
+    every, room = device_solves(400 if long else 16), []
+    for _ in range(3):
+        for solve in every.values():
+            for _ in range(100 if long else 2):
+                solve()
+        with on_device.Full() as device:
+            device.leave(0)
+            room.append(device.taken())
+    grown = room[1] - room[2]
+    tally.check(grown < 4 << 20, f"{grown} bytes were not given back")
+    tally.trials += 3 * len(every) * (100 if long else 2)

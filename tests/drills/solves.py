@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import on_device
 from numpy.typing import NDArray
 
 import descramble_fast as df
@@ -386,6 +387,30 @@ def torch_model() -> Work:
         return [layer.descrambler.cost for layer in found.values()]
 
     return work
+
+
+@solve
+def device_eigh() -> Work:
+    a = on_device.put(symmetric(6000, 6000))
+    return lambda: on_device.host(df.eigh(a).eigenvalues)
+
+
+@solve
+def device_eigh_batch() -> Work:
+    a = on_device.put(symmetric(20_000, 64, 64))
+    return lambda: on_device.host(df.eigh(a).eigenvalues)
+
+
+@solve
+def device_assignment() -> Work:
+    cost = on_device.put(normal(200, 1000, 1000))
+    return lambda: on_device.host(df.linear_assignment(cost).columns)
+
+
+@solve
+def device_descramble() -> Work:
+    cov = df.Covariance.from_samples(on_device.put(normal(6100, 6000)))
+    return lambda: np.float64(df.descramble(cov, gauge="identity").cost)
 
 
 def digest(result: Any) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import on_device
 from drill import Tally, drill
 from families import (
     BRAIN,
@@ -86,9 +88,9 @@ def judge(tally: Tally, name: str, a: Any, r: df.EighResult, known: Any = None) 
         tally.figures["fallbacks recorded"] = str(kept + len(r.route.fallbacks))
 
 
-def solved(a: Any, k: int | None = None) -> df.EighResult:
+def solved(a: Any, k: int | None = None, solve: Any = df.eigh) -> df.EighResult:
     """One matrix by itself, as a batch of one."""
-    r = df.eigh(a, k=k)
+    r = solve(a, k=k)
     return df.EighResult(
         r.eigenvalues[None],
         r.eigenvectors[None],
@@ -98,10 +100,10 @@ def solved(a: Any, k: int | None = None) -> df.EighResult:
     )
 
 
-@drill("eigh", "any symmetric matrices, n = 1 to 129, of all types and scales, single and batched")
-def eigh(tally: Tally, long: bool) -> None:
+def any_matrices(tally: Tally, long: bool, sizes: Iterable[int], solve: Any) -> None:
+    """Every family of these sizes, in the long part of every type."""
     turn = 0
-    for n in range(1, 130) if long else EDGES:
+    for n in sizes:
         for i, (name, make) in enumerate(FAMILIES.items()):
             for dtype in SCALES if long else [*SCALES][(i + n) % 8 :][:1]:
                 rng = np.random.default_rng([n, i, dtype.num])
@@ -115,8 +117,29 @@ def eigh(tally: Tally, long: bool) -> None:
                     given = a.copy()
                     given[:, np.triu(np.ones((n, n), bool), 1)] = np.nan
                 told = f"{name} {dtype.name} n={n} scale={scale} k={k}"
-                judge(tally, told, a, df.eigh(given, k=k))
-                judge(tally, f"single {told}", a[:1], solved(given[0], k))
+                judge(tally, told, a, solve(given, k=k))
+                judge(tally, f"single {told}", a[:1], solved(given[0], k, solve))
+
+
+@drill("eigh", "any symmetric matrices, n = 1 to 129, of all types and scales, single and batched")
+def eigh(tally: Tally, long: bool) -> None:
+    any_matrices(tally, long, range(1, 130) if long else EDGES, df.eigh)
+
+
+@drill("device-eigh", "the same on a CUDA device, also of n = 500 to 3000", device=True)
+def device_eigh(tally: Tally, long: bool) -> None:
+    def solve(a: Any, k: int | None) -> Any:
+        r = on_device.solves(df.eigh)(a, k=k)
+        on_device.count_places(tally, r.route)
+        return r
+
+    any_matrices(tally, long, range(1, 130, 2) if long else (2, 33), solve)
+    for i, n in enumerate((500, 700, 1500, 3000) if long else ()):
+        for j, name in enumerate([*FAMILIES][i % 2 :: 2] if n < 1000 else ("clusters", "graded")):
+            for dtype in (DOUBLE, SINGLE):
+                a = FAMILIES[name](np.random.default_rng([n, j]), 1, n).astype(dtype)
+                k = [None, n // 40, 1, n // 2][(i + j) % 4]
+                judge(tally, f"{name} {dtype.name} n={n} k={k}", a, solved(a[0], k, solve))
 
 
 @drill("eigh-batches", "65535 to 65537 matrices of all families at once are each solved")

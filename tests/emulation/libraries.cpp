@@ -181,9 +181,10 @@ cublasStatus_t deliver(cublasHandle_t handle, double* result, const Value& value
   return started(wait && status == cudaSuccess ? cudaStreamSynchronize(handle->stream) : status);
 }
 
-// Eigenvalues, ascending, and in the rows of `vectors` their eigenvectors. False where the matrix
-// is not finite.
-bool jacobi(int64_t n, std::vector<double> a, std::vector<double>& values,
+// Eigenvalues, ascending, and in the rows of `vectors` their eigenvectors. As from cuSOLVER, those
+// that agree to `rounding` of a largest entry below 2 come in any order. False where the matrix is
+// not finite.
+bool jacobi(int64_t n, std::vector<double> a, double rounding, std::vector<double>& values,
             std::vector<double>& vectors) {
   double largest = 0;
   for (const double x : a) {
@@ -220,8 +221,9 @@ bool jacobi(int64_t n, std::vector<double> a, std::vector<double>& values,
 
   std::vector<int64_t> order(static_cast<std::size_t>(n));
   std::iota(order.begin(), order.end(), int64_t(0));
-  std::sort(order.begin(), order.end(),
-            [&](int64_t i, int64_t j) { return row(a, i)[i] < row(a, j)[j]; });
+  const auto rounded = [&](int64_t i) { return std::round(row(a, i)[i] / rounding); };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t i, int64_t j) { return rounded(i) < rounded(j); });
   values.clear();
   vectors.clear();
   for (const int64_t i : order) {
@@ -252,7 +254,8 @@ int solve(bool vectors_wanted, bool upper, int64_t n, T* a, int64_t lda, T* w, i
     for (int64_t j = 0; j <= i; ++j)
       full[std::size_t(i * n + j)] = full[std::size_t(j * n + i)] =
           upper ? a[j + i * lda] : a[i + j * lda];
-  const bool solved = !fail && jacobi(n, std::move(full), values, vectors);
+  const bool solved = !fail && jacobi(n, std::move(full), double(std::numeric_limits<T>::epsilon()),
+                                      values, vectors);
   constexpr T undefined = std::numeric_limits<T>::quiet_NaN();
   for (int64_t j = 0; j < n; ++j) {
     const bool known = solved && j < last - first;

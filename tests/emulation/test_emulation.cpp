@@ -943,7 +943,7 @@ void expect_eigenpairs(const std::vector<double>& a, int n, const T* v, int ldv,
                        int k) {
   const double eps = std::numeric_limits<T>::epsilon();
   for (int p = 0; p < k; ++p) {
-    EXPECT_LE(w[std::max(0, p - 1)], w[p]);
+    EXPECT_LE(w[std::max(0, p - 1)], w[p] + 4 * eps * std::max(std::abs(w[0]), std::abs(w[k - 1])));
     for (int q = 0; q <= p; ++q) {
       double dot = 0;
       for (int i = 0; i < n; ++i) dot += double(v[i + p * ldv]) * v[i + q * ldv];
