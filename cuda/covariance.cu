@@ -1023,10 +1023,14 @@ void launch_product(const Queue& queue, const State& state, const Plan& plan, Ro
 }
 
 void multiply_wide(const Queue& queue, const State& state, const Plan& plan, std::int64_t rows) {
+  // cuBLAS divides rows among processors in a general product, but not in one triangle. (What is
+  // written to the other is not read.)
+  constexpr std::int64_t narrow = 1024;
   const auto* const panel = reinterpret_cast<const double*>(plan.work.panel);
-  if (!state.triangular)
+  if (!state.triangular || state.left < narrow)
     return multiply(queue, state.left, state.right, rows, 1, {panel, plan.stride, true},
-                    {panel + plan.second_column, plan.stride}, 1, state.scatter, state.right);
+                    {panel + (state.triangular ? 0 : plan.second_column), plan.stride}, 1,
+                    state.scatter, state.right);
   const Blas blas(queue);
   const double one = 1;  // the upper triangle is the lower one in columns
   check(cublasDsyrk_64(blas.get(), CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_N, state.left, rows, &one,

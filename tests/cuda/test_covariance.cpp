@@ -955,19 +955,30 @@ TEST(DeviceMoments, AnotherStreamWaitsForTheFirst) {
   }
 }
 
-TEST(DeviceMoments, AnUpdateThatFailedHalfwayIsNotHidden) {
-  const Samples x = samples(DType::float64, 40, 5, 1.0);
+// Narrow products are general ones, wide ones a triangle.
+TEST(DeviceMoments, WideSamplesInFloat64) {
+  const Samples x = samples(DType::float64, 30, 1030, 1.0);
   const OnDeviceArray batch(x);
-  Accumulator moments(5);
+  Accumulator moments(1030);
   moments.add(&batch.view());
-  Failure failure;
-  setenv("EMULATED_CUBLAS_FAIL", "Dsyrk", 1);
-  const bool done = moments_add(moments.get(), &queue, &batch.view(), nullptr, nullptr, &failure);
-  unsetenv("EMULATED_CUBLAS_FAIL");
-  EXPECT_FALSE(done);
-  MomentsReport report{};
-  EXPECT_FALSE(moments_report(moments.get(), &report, &failure));
-  EXPECT_NE(std::string_view(failure.text).find("halfway"), std::string_view::npos);
+  expect_moments(moments, x);
+}
+
+TEST(DeviceMoments, AnUpdateThatFailedHalfwayIsNotHidden) {
+  for (const auto& [n, product] : {std::pair(5, "Dgemm"), std::pair(1030, "Dsyrk")}) {
+    const Samples x = samples(DType::float64, 20, n, 1.0);
+    const OnDeviceArray batch(x);
+    Accumulator moments(n);
+    moments.add(&batch.view());
+    Failure failure;
+    setenv("EMULATED_CUBLAS_FAIL", product, 1);
+    const bool done = moments_add(moments.get(), &queue, &batch.view(), nullptr, nullptr, &failure);
+    unsetenv("EMULATED_CUBLAS_FAIL");
+    EXPECT_FALSE(done);
+    MomentsReport report{};
+    EXPECT_FALSE(moments_report(moments.get(), &report, &failure));
+    EXPECT_NE(std::string_view(failure.text).find("halfway"), std::string_view::npos);
+  }
 }
 
 TEST(DeviceMoments, MemoryIsAsPlanned) {

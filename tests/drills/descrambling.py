@@ -259,7 +259,7 @@ def descramblers(tally: Tally, long: bool) -> None:
 
 @drill("device-descramblers", "the same of samples on a CUDA device", device=True)
 def device_descramblers(tally: Tally, long: bool) -> None:
-    for trial in range(6000 if long else 12):
+    for trial in range(4000 if long else 12):
         rng = np.random.default_rng([10, trial])
         n = int(rng.integers(1, 25) if trial % 8 or not long else rng.integers(1, 130))
         family, kind = str(rng.choice([*FAMILIES])), str(rng.choice([*OPERATORS]))

@@ -384,6 +384,7 @@ cublasStatus_t cublasDgemm_64(cublasHandle_t handle, cublasOperation_t op_a, cub
                               int64_t m, int64_t n, int64_t k, const double* alpha, const double* a,
                               int64_t lda, const double* b, int64_t ldb, const double* beta,
                               double* c, int64_t ldc) {
+  if (named("EMULATED_CUBLAS_FAIL", "Dgemm")) return CUBLAS_STATUS_EXECUTION_FAILED;
   return gemm(handle, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 cublasStatus_t cublasDgemm(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
