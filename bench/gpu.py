@@ -173,8 +173,7 @@ def speed(quick: bool) -> list[Case]:
     def timed(name: str, function: str, seconds: float, memory: int = 0, **arguments: Any) -> Case:
         return Case(f"speed/{name}", f"gpu_times.{function}", arguments, seconds, memory)
 
-    def covariance(t: str, n: int) -> Case:
-        rows = 512 if quick else 8192
+    def covariance(t: str, n: int, rows: int = 512 if quick else 8192) -> Case:
         arguments: dict[str, Any] = {"dtype": t, "rows": rows, "n": n, "budget": budget}
         return timed(f"covariance/{t}/{rows}x{n}", "covariance", 5, **arguments)
 
@@ -227,6 +226,7 @@ def speed(quick: bool) -> list[Case]:
         *(single(t, n) for n in SINGLE[:3] for t in WORKING),
         *(batched(t, n) for n in BATCHED for t in WORKING),
         *(covariance(t, n) for n in (256, 1024) for t in DTYPES),
+        *(covariance(t, n, 1 << 20) for n in (4, 64) for t in WORKING),
         *(single(t, SINGLE[3]) for t in WORKING),
         *(assignment(b, n, 4) for n in (16, 64, 256) for b in (1, 16, 256)),
         *(single(t, SINGLE[4]) for t in WORKING),
