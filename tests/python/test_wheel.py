@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -115,6 +116,21 @@ def test_libraries_carry_no_symbols_and_nothing_names_the_build(wheel: dict[str,
             assert b"scipy_openblas64/lib" not in content, name
         if content.startswith(b"\x7fELF") and kind_of(name) != "OpenBLAS":
             assert b".symtab" not in content, name
+
+
+def test_the_extension_keeps_a_cxx_library_that_is_linked_into_it_to_itself(
+    wheel: dict[str, bytes], tmp_path: Path
+) -> None:
+    # Objects that a process has once ("u"), as facets' places, would be mixed with another copy's.
+    nm = shutil.which("nm", path=os.defpath)
+    name = next((n for n in wheel if re.fullmatch(KINDS["extension"], n) and n.endswith("so")), "")
+    if nm is None or not sys.platform.startswith("linux"):
+        pytest.skip("nm tells it, on Linux")
+    (tmp_path / "_core.so").write_bytes(wheel[name])
+    command = [nm, "-D", "--defined-only", str(tmp_path / "_core.so")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert any(line.endswith(" T PyInit__core") for line in shown)
+    assert not [line for line in shown if line.split()[1] == "u"]
 
 
 def test_the_metadata_say_what_is_true(wheel: dict[str, bytes]) -> None:
