@@ -1146,6 +1146,9 @@ __global__ void __launch_bounds__(entry_threads)
   });
 }
 
+// As on the CPU: rows that come later still have room.
+constexpr double most_made = std::numeric_limits<double>::max() / 8;
+
 /// Sums of two accumulators about the reference of the heavier one.
 struct Merged {
   double *reference, *remainder, *sum, *square;
@@ -1172,9 +1175,13 @@ __global__ void merge_columns(State state, State other, Merged merged) {
   merged.remainder[c] = remainder;
   merged.sum[c] = total_sum;
   merged.square[c] = total_square;
-  if (!isfinite(total_square)) atomicOr(merged.overflows, 1);
+  const double total = weight + other_weight, mean = reference + (remainder + total_sum / total);
+  if (!(total_square <= most_made && total * mean * mean <= most_made))
+    atomicOr(merged.overflows, 1);
 }
 
+/// Or only looks whether an entry overflows.
+template <bool look>
 __global__ void __launch_bounds__(entry_threads)
     merge_scatter(State state, State other, TileGrid squares, Merged merged) {
   const std::int64_t right = state.first_right();
@@ -1184,8 +1191,11 @@ __global__ void __launch_bounds__(entry_threads)
            (from.sum[i] * e + shift[i] * (s + from.totals->report.weight * e));
   };
   for_each_entry(state, squares, [&](std::int64_t i, std::int64_t j, int, int) {
-    state.scatter[i * state.right + j] =
-        moved(state, merged.shift, i, j) + moved(other, merged.other_shift, i, j);
+    const double sum = moved(state, merged.shift, i, j) + moved(other, merged.other_shift, i, j);
+    if constexpr (!look)
+      state.scatter[i * state.right + j] = sum;
+    else if (!(fabs(sum) <= most_made))
+      atomicOr(merged.overflows, 1);
   });
 }
 
@@ -1290,6 +1300,7 @@ struct Moments {
   std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent> used;
   State state;
   bool whole = true;
+  bool given = false;  // from elsewhere: moments that may be those of no samples
 };
 
 Moments::Moments(const MomentsShape& shape)
@@ -1436,11 +1447,18 @@ bool moments_merge(Moments* moments, Moments* other, Failure* failure) {
                         overflows.data()};
     const unsigned blocks = blocks_for(columns, column_threads);
     launch(queue, blocks, column_threads, 0, merge_columns, state, theirs, merged);
+    const TileGrid squares = squares_of(state);
+    const auto scatter = [&](auto kernel) {
+      launch(queue, unsigned(squares.size()), entry_threads, 0, kernel, state, theirs, squares,
+             merged);
+    };
+    // Of samples the largest sums are those of squares; what was given may be anything.
+    const bool given = moments->given || other->given;
+    if (given) scatter(merge_scatter<true>);
     if (to_host(queue, overflows.data(), 1)[0] != 0)
       throw Error(Fault::invalid_argument, "other: the combined scatter overflows float64");
-    const TileGrid squares = squares_of(state);
-    launch(queue, unsigned(squares.size()), entry_threads, 0, merge_scatter, state, theirs, squares,
-           merged);
+    moments->given = given;
+    scatter(merge_scatter<false>);
     launch(queue, blocks, column_threads, 0, take_merged, state, merged, before.count + added.count,
            before.weight + added.weight);
     moments->used_on(queue);
@@ -1488,6 +1506,7 @@ bool moments_assume(Moments* moments, std::int64_t count, double weight, const d
   return guarded(moments->device, failure, [&] {
     const State& state = moments->state;
     const Queue queue = moments->own_queue();
+    moments->given = true;
     copy_to_device(queue, state.reference, reference, state.left);
     copy_to_device(queue, state.remainder, offset, state.left);
     check(cudaMemcpyAsync(state.scatter, scatter,

@@ -912,6 +912,20 @@ TEST(DeviceMoments, AMergeThatOverflowsChangesNothing) {
   EXPECT_EQ(heavy.report().count, 2);
 }
 
+TEST(DeviceMoments, ProductsThatNoSamplesHaveOverflowNoMerge) {
+  const double eighth = std::numeric_limits<double>::max() / 8;
+  const Values scatter{1, 0.6 * eighth, 0.6 * eighth, 1};
+  Accumulator moments(2), other(2), small(2);
+  for (Accumulator* each : {&moments, &other}) each->assume(2, 2, {0, 0}, {0, 0}, scatter);
+  small.assume(2, 2, {0, 0}, {0, 0}, {1, 0.1 * eighth, 0.1 * eighth, 1});
+  Failure failure;
+  EXPECT_FALSE(moments_merge(moments.get(), other.get(), &failure));
+  EXPECT_EQ(std::string_view(failure.text), "other: the combined scatter overflows float64");
+  EXPECT_EQ(moments.read(1), scatter);
+  EXPECT_EQ(moments.report().count, 2);
+  EXPECT_EQ(moments.merge(small).report().count, 4);
+}
+
 TEST(DeviceMoments, AssumedStateIsReadBackBitForBit) {
   for (const DType dtype : dtypes) {
     const Samples x = samples(dtype, 120, 70, bytes_of(dtype) == 2 ? 3 : 1e4),
