@@ -414,8 +414,7 @@ class _Packed:
         self._file.seek(position)
 
     def read_into(self, out: NDArray[Any]) -> None:
-        with reading(self._path):  # (a wrong checksum shows at the end)
-            _fill(self._path, self._file, out)
+        _fill(self._path, self._file, out)
 
     def close(self) -> None:
         self._file.close()

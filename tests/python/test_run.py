@@ -30,6 +30,7 @@ testing = pytest.importorskip("click.testing", reason="needs the demo extra")
 import descramble_fast as df  # noqa: E402
 from descramble_fast import cli, run  # noqa: E402
 from descramble_fast._files import FileError, open_arrays  # noqa: E402
+from descramble_fast.demo.files import open_samples  # noqa: E402
 
 Array = NDArray[Any]
 
@@ -1161,15 +1162,16 @@ def test_a_missing_package_is_one_line(
     assert words in refused("run", *arguments, "--output", tmp_path / "out")
 
 
-def test_rows_of_an_archive_with_a_wrong_checksum_are_a_file_error(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "x.npz", h=samples())
-    content = bytearray((tmp_path / "x.npz").read_bytes())
-    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_archive_with_a_wrong_checksum_is_a_file_error(tmp_path: Path, order: Any) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, h=np.asarray(samples(), order=order))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
         checksum = archive.getinfo("h.npy").CRC.to_bytes(4, "little")
     content[content.rindex(checksum)] ^= 1  # in the directory, which zipfile believes
-    (tmp_path / "x.npz").write_bytes(content)
-    (array,) = open_arrays(tmp_path / "x.npz").arrays.values()
-    rows = array.open(0)
-    with pytest.raises(FileError, match=r"x\.npz: no readable .*: Bad CRC-32"):
-        rows.read_into(np.empty(array.shape))
-    rows.close()
+    path.write_bytes(content)
+    (array,) = open_arrays(path).arrays.values()
+    for read in (array.read, lambda: [*open_samples(path).batches(7)]):
+        with pytest.raises(FileError, match=r"x\.npz: no readable .*: Bad CRC-32"):
+            read()

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from descramble_fast._files import ArrayFile, FileError, StoredArray, open_arrays
+from descramble_fast._files import ArrayFile, FileError, StoredArray, open_arrays, reading
 
 Matrix: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float64]
@@ -140,14 +140,18 @@ class Samples:
         Raises
         ------
         DemoError
-            At a NaN or an infinity, named by its row and column in the file.
+            At a NaN or an infinity, named by its row and column in the file, and at broken bytes.
         """
         working = np.float64 if self.dtype == "float64" else np.float32
-        with closing(self._array.open(0)) as rows:
+        path = self._array.path
+        with reading(path):
+            opened = self._array.open(0)
+        with closing(opened) as rows:
             for start in range(0, self.shape[0], size):
                 count = min(size, self.shape[0] - start)
                 batch = np.empty((count, self.shape[1]), dtype=self.dtype)
-                rows.read_into(batch)
+                with reading(path):
+                    rows.read_into(batch)
                 batch = batch.astype(working, copy=False)
                 self._check_finite(batch, start)
                 yield batch
