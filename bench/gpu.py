@@ -226,7 +226,7 @@ def speed(quick: bool) -> list[Case]:
         *(single(t, n) for n in SINGLE[:3] for t in WORKING),
         *(batched(t, n) for n in BATCHED for t in WORKING),
         *(covariance(t, n) for n in (256, 1024) for t in DTYPES),
-        *(covariance(t, n, 1 << 20) for n in (4, 64) for t in WORKING),
+        *(covariance(t, n, 1 << 20) for n in (1, 4, 16, 64) for t in WORKING),
         *(single(t, SINGLE[3]) for t in WORKING),
         *(assignment(b, n, 4) for n in (16, 64, 256) for b in (1, 16, 256)),
         *(single(t, SINGLE[4]) for t in WORKING),

@@ -924,6 +924,9 @@ TEST(DeviceMoments, ProductsThatNoSamplesHaveOverflowNoMerge) {
   EXPECT_EQ(moments.read(1), scatter);
   EXPECT_EQ(moments.report().count, 2);
   EXPECT_EQ(moments.merge(small).report().count, 4);
+  Accumulator fresh(2);  // takes over where they are from
+  fresh.merge(other);
+  EXPECT_FALSE(moments_merge(fresh.get(), other.get(), &failure));
 }
 
 TEST(DeviceMoments, AssumedStateIsReadBackBitForBit) {

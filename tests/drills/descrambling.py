@@ -257,7 +257,11 @@ def descramblers(tally: Tally, long: bool) -> None:
         tally.check(taken == bool(trial % 2), f"trial {trial}: an eigenvalue of {-below}")
 
 
-@drill("device-descramblers", "the same of samples on a CUDA device", device=True)
+@drill(
+    "device-descramblers",
+    "smoothest signals of samples on a CUDA device: costs, optimality, gauges, blocks",
+    device=True,
+)
 def device_descramblers(tally: Tally, long: bool) -> None:
     for trial in range(4000 if long else 12):
         rng = np.random.default_rng([10, trial])
@@ -279,6 +283,7 @@ def device_descramblers(tally: Tally, long: bool) -> None:
         optimal(tally, rng, name, free, C, DENSE[kind](n), 1, lost)
         d = solve(x, gauge="identity", **more)
         gauged(tally, rng, f"{name}, gauged", free, d, np.eye(n))
+    tally.check("on cuda" in tally.figures, "none was solved on the device")
 
 
 def weights(rng: Rng) -> tuple[str, Any]:

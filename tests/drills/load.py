@@ -88,7 +88,11 @@ def long_stream(tally: Tally, long: bool) -> None:
     stream(tally, long, *((5_000_000_000, 1 << 20) if long else (20_000_000, 1 << 16)), np.asarray)
 
 
-@drill("device-stream", "the same of samples on a CUDA device", device=True)
+@drill(
+    "device-stream",
+    "billions of samples on a CUDA device end where the float64 oracle of one cycle does",
+    device=True,
+)
 def device_stream(tally: Tally, long: bool) -> None:
     stream(tally, long, *((5_000_000_000, 1 << 20) if long else (20_000, 500)), on_device.put)
 

@@ -573,8 +573,8 @@ def device_no_memory(tally: Tally, long: bool) -> None:
     with on_device.Full() as device:
         for free in [0, *(1 << e for e in range(12, *((29, 1) if long else (25, 4))))] * repeats:
             for name, solve in every.items():
-                device.leave(free)
                 said, found = "", None
+                device.leave(free)
                 try:
                     found = solve()
                 except MemoryError:
@@ -604,11 +604,11 @@ def device_no_leaks(tally: Tally, long: bool) -> None:
     every, room = device_solves(400 if long else 16), []
     for _ in range(3):
         for solve in every.values():
-            for _ in range(100 if long else 2):
+            for _ in range(400 if long else 2):
                 solve()
         with on_device.Full() as device:
             device.leave(0)
             room.append(device.taken())
     grown = room[1] - room[2]
     tally.check(grown < 4 << 20, f"{grown} bytes were not given back")
-    tally.trials += 3 * len(every) * (100 if long else 2)
+    tally.trials += 3 * len(every) * (400 if long else 2)

@@ -126,20 +126,26 @@ def eigh(tally: Tally, long: bool) -> None:
     any_matrices(tally, long, range(1, 130) if long else EDGES, df.eigh)
 
 
-@drill("device-eigh", "the same on a CUDA device, also of n = 500 to 3000", device=True)
+@drill(
+    "device-eigh",
+    "any symmetric matrices on a CUDA device, n = 1 to 129 and 500 to 3000, of all types, scales",
+    device=True,
+)
 def device_eigh(tally: Tally, long: bool) -> None:
     def solve(a: Any, k: int | None) -> Any:
         r = on_device.solves(df.eigh)(a, k=k)
         on_device.count_places(tally, r.route)
         return r
 
-    any_matrices(tally, long, range(1, 130, 2) if long else (2, 33), solve)
+    edges = {32, 64, 96, 128}  # the largest of each way
+    any_matrices(tally, long, sorted({*range(1, 130, 2), *edges}) if long else (2, 33, 97), solve)
     for i, n in enumerate((500, 700, 1500, 3000) if long else ()):
         for j, name in enumerate([*FAMILIES][i % 2 :: 2] if n < 1000 else ("clusters", "graded")):
             for dtype in (DOUBLE, SINGLE):
                 a = FAMILIES[name](np.random.default_rng([n, j]), 1, n).astype(dtype)
                 k = [None, n // 40, 1, n // 2][(i + j) % 4]
                 judge(tally, f"{name} {dtype.name} n={n} k={k}", a, solved(a[0], k, solve))
+    tally.check("on cuda" in tally.figures, "none was solved on the device")
 
 
 @drill("eigh-batches", "65535 to 65537 matrices of all families at once are each solved")
