@@ -20,6 +20,12 @@ namespace {
 
 using cpu::Simd;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool sanitized = true;
+#else
+constexpr bool sanitized = false;
+#endif
+
 double one_thread(const cpu::PeakLoop& loop) { return cpu::peak_rate(loop, 0.04, 1); }
 
 // Additions of integers that wait for each other: one per cycle on every processor there is.
@@ -69,9 +75,7 @@ std::vector<Case> cases() {
 
 // A loop whose accumulators go through memory, or wait for each other, does not come near.
 TEST(Limits, LoopsKeepTheArithmeticUnitsBusy) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "sanitizers slow the loops";
-#endif
+  if (sanitized) GTEST_SKIP() << "sanitizers slow the loops";
   const double cycles = one_thread({chained_additions, 8});
   for (const Case& c : cases()) {
     double share = 0;
@@ -117,6 +121,7 @@ TEST(Limits, ReadingSumsEveryWord) {
 }
 
 TEST(Limits, DoublesAreHalfAsMany) {
+  if (sanitized) GTEST_SKIP() << "sanitizers slow the loops, not all alike";
   const bool bfloat16 = cpu::simd_level() == Simd::avx512_bf16;
   double single = 0, wide = 0, dot = 0, bandwidth = 0;
   const auto as_expected = [&] {  // the first is exactly 2 where nothing else runs
