@@ -84,8 +84,8 @@ def test_solvers_in_threads_have_the_bits_of_serial_ones() -> None:
 
 
 def long_update() -> None:
-    # Stride 0: a million rows that take no memory.
-    df.Covariance(128).update(np.broadcast_to(np.arange(128.0), (300_000, 128)))
+    # Stride 0: two million rows that take no memory.
+    df.Covariance(128).update(np.broadcast_to(np.arange(128.0), (2_000_000, 128)))
 
 
 def long_eigh() -> None:
